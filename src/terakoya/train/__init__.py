@@ -1,0 +1,1 @@
+"""Training: from a recipe and shards to a model."""
