@@ -1,0 +1,1 @@
+"""The history of language models as data, and their files."""
