@@ -1,0 +1,1 @@
+"""One thin typed function per verb; the only place that prints."""

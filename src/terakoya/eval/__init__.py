@@ -1,0 +1,1 @@
+"""Scores: perplexity, bits per byte."""

@@ -1,0 +1,114 @@
+"""Spec to module: build, initialise, count. Values depend on (seed, parameter name) alone, never on the order."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from terakoya.model import spec
+from terakoya.model.model import Model
+from terakoya.model.norm import Norm
+from terakoya.model.position import Relative
+
+Role = Literal["embed", "head", "matrix", "out", "router", "norm", "bias", "scalar"]
+"""What a parameter does: groups for optimisers, initialisation and parallel plans are all keyed by it."""
+
+
+@dataclass(frozen=True)
+class Init:
+    """Starting values: normal with `std`, output projections scaled for depth or zero (Radford 2019; Yang 2022)."""
+
+    std: float = 0.02
+    embed_std: float | None = None  # None: std
+    out: Literal["depth", "zero", "plain"] = "depth"  # depth: std / sqrt(2 * depth)
+
+
+def build(s: spec.Model, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+    """Build the module with unset values; `initialise` or load weights next."""
+    with torch.device("meta"):
+        model = Model(s)
+    model = model.to(dtype=dtype)
+    if torch.device(device).type == "meta":
+        return model
+    tied = s.head.tied
+    model = model.to_empty(device=device)
+    if tied:
+        model.head.weight = model.embed.token.weight
+    return model
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter once, by name; a tied head is counted under the embedding."""
+    return dict(model.named_parameters())
+
+
+def count(s: spec.Model) -> int:
+    """Return the exact number of parameters; equal layers are built once, on the meta device, and multiplied."""
+    layers = s.layers()
+
+    def size(block: spec.Block) -> int:
+        return _numel(build(replace(s, depth=1, blocks=(block,), layout=None), device="meta"))
+
+    bare = size(spec.Block(()))
+    return bare + sum(layers.count(block) * (size(block) - bare) for block in set(layers))
+
+
+def _numel(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """Return what each parameter does, by name."""
+    norms = {n for n, m in model.named_modules() if isinstance(m, Norm)}
+    return {name: _role(name, p, norms) for name, p in model.named_parameters()}
+
+
+def _role(name: str, p: Tensor, norms: set[str]) -> Role:
+    owner, _, leaf = name.rpartition(".")
+    if owner in norms:
+        return "norm"
+    if owner == "embed.token" or owner == "embed.position":
+        return "embed"
+    if owner == "head":
+        return "head" if leaf == "weight" else "bias"
+    if leaf == "bias" or leaf == "choice_bias":
+        return "bias"
+    if p.dim() < 2 or leaf in ("sinks", "u", "w"):
+        return "scalar"
+    if owner.endswith(".router") or owner.endswith(".shared_gate"):
+        return "router"
+    return "out" if owner.rpartition(".")[2] in ("o", "down") else "matrix"
+
+
+@torch.no_grad()
+def initialise(model: Model, seed: int, init: Init = Init()) -> Model:
+    """Set every parameter from (seed, its name); returns the model."""
+    kinds = roles(model)
+    modules = dict(model.named_modules())
+    for name, p in model.named_parameters():
+        owner = modules[name.rpartition(".")[0]]
+        if kinds[name] == "norm" and isinstance(owner, Norm):
+            p.fill_(1.0 - owner.offset if name.endswith("weight") else 0.0)
+        elif kinds[name] == "bias" or isinstance(owner, Relative):
+            p.zero_()
+        else:
+            std = _std(kinds[name], init, model.spec)
+            p.copy_(torch.randn(p.shape, generator=generator(seed, name)) * std) if std else p.zero_()
+    return model
+
+
+def _std(role: Role, init: Init, s: spec.Model) -> float:
+    if role == "out":
+        return {"depth": init.std / math.sqrt(2 * s.depth), "zero": 0.0, "plain": init.std}[init.out]
+    return init.embed_std if role == "embed" and init.embed_std is not None else init.std
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """Return a CPU generator keyed by (seed, name)."""
+    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)

@@ -1,0 +1,154 @@
+"""What each token of a step may see and remember. The model knows no batch, mask, cache or phase: only a Context.
+
+A step is a flat batch of T tokens that belong to N sequences. Training packs whole documents (`Packed`); generation
+appends to memory (`Memory.step`). The same modules serve both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from itertools import accumulate, groupby
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from terakoya.ops.attend import Bias, Look, attend
+
+
+class Context(Protocol):
+    """The whole contract between a mixer and the world."""
+
+    pos: Tensor  # (T,) position of every token in its sequence
+    cu: list[int]  # N + 1 boundaries of the sequences in the flat batch
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
+    ) -> Tensor:
+        """Append k (T, G, K), v (T, G, V) to this layer's memory, then let q (T, H, K) look -> (T, H, V)."""
+        ...
+
+    def state(self, layer: int) -> tuple[Tensor, ...] | None:
+        """Return a recurrent layer's memory, each (N, ...); None: start from nothing."""
+        ...
+
+    def commit(self, layer: int, new: tuple[Tensor, ...]) -> None:
+        """Replace a recurrent layer's memory."""
+        ...
+
+    def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what `make` gives, made once per step: rotary tables and the like, common to layers."""
+        ...
+
+
+class _Shared:
+    """The part of a context that all kinds have."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+class Packed(_Shared):
+    """Whole sequences side by side, no memory outside the batch: training, scoring. They never see each other."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.cu = [0, *accumulate(lengths)]
+        # Neighbours of equal length share one kernel call.
+        self.runs = [(n, len(list(same))) for n, same in groupby(lengths)]
+        whole = torch.arange(max(lengths, default=0), device=device)
+        self.pos = torch.cat([whole[:n].repeat(count) for n, count in self.runs]) if self.runs else whole
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
+    ) -> Tensor:
+        out, a = [], 0
+        for length, count in self.runs:
+            b = a + length * count
+            qs, ks, vs = (t[a:b].view(count, length, *t.shape[1:]) for t in (q, k, v))
+            out.append(attend(qs, ks, vs, look, 0, bias, sinks).flatten(0, 1))
+            a = b
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def state(self, layer: int) -> tuple[Tensor, ...] | None:
+        return None
+
+    def commit(self, layer: int, new: tuple[Tensor, ...]) -> None:
+        """Forget: nothing outlives the batch."""
+
+
+class Memory:
+    """What N sequences remember between steps: contiguous keys and values per layer, grown by doubling."""
+
+    def __init__(self, sequences: int = 1) -> None:
+        self.lengths = [0] * sequences
+        self.keys: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> k (N, room, G, K), v (N, room, G, V)
+        self.states: dict[int, tuple[Tensor, ...]] = {}
+
+    def step(self, counts: Sequence[int], device: torch.device | str | None = None) -> Cached:
+        """Open a step in which sequence n contributes `counts[n]` new tokens; call `close` after the forward pass."""
+        assert len(counts) == len(self.lengths)
+        assert min(counts) > 0
+        return Cached(self, list(counts), device)
+
+    def truncate(self, length: int) -> None:
+        """Forget what follows position `length` in every sequence; recurrent memory cannot go back."""
+        assert not self.states, "a recurrent state holds only the present"
+        self.lengths = [min(n, length) for n in self.lengths]
+
+    def room(self, layer: int, need: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this layer's buffers, grown to hold `need` positions."""
+        held = self.keys.get(layer)
+        if held is None or held[0].shape[1] < need:
+            size = max(64, 1 << (need - 1).bit_length())
+            grown = tuple(t.new_empty(len(self.lengths), size, *t.shape[1:]) for t in (k, v))
+            if held is not None:
+                for new, old in zip(grown, held, strict=True):
+                    new[:, : old.shape[1]] = old
+            self.keys[layer] = held = (grown[0], grown[1])
+        return held
+
+
+class Cached(_Shared):
+    """One step of generation: each sequence sees its own memory and its new tokens."""
+
+    def __init__(self, memory: Memory, counts: list[int], device: torch.device | str | None) -> None:
+        super().__init__()
+        self.memory, self.counts = memory, counts
+        self.cu = [0, *accumulate(counts)]
+        self.pos = torch.cat(
+            [torch.arange(n, n + c, device=device) for n, c in zip(memory.lengths, counts, strict=True)]
+        )
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
+    ) -> Tensor:
+        lengths = self.memory.lengths
+        keys, vals = self.memory.room(layer, max(n + c for n, c in zip(lengths, self.counts, strict=True)), k, v)
+        if len(set(lengths)) == 1 and len(set(self.counts)) == 1:  # in step with each other: one call for all
+            start, count = lengths[0], self.counts[0]
+            qs, ks, vs = (t.unflatten(0, (-1, count)) for t in (q, k, v))
+            keys[:, start : start + count], vals[:, start : start + count] = ks, vs
+            seen = slice(0, start + count)
+            return attend(qs, keys[:, seen], vals[:, seen], look, start, bias, sinks).flatten(0, 1)
+        out = []
+        for n, (start, count) in enumerate(zip(lengths, self.counts, strict=True)):
+            a, b, end = self.cu[n], self.cu[n + 1], start + count
+            keys[n, start:end], vals[n, start:end] = k[a:b], v[a:b]
+            out.append(attend(q[None, a:b], keys[n : n + 1, :end], vals[n : n + 1, :end], look, start, bias, sinks)[0])
+        return torch.cat(out)
+
+    def state(self, layer: int) -> tuple[Tensor, ...] | None:
+        return self.memory.states.get(layer)
+
+    def commit(self, layer: int, new: tuple[Tensor, ...]) -> None:
+        self.memory.states[layer] = new
+
+    def close(self) -> None:
+        """Make the new tokens part of the memory."""
+        self.memory.lengths = [n + c for n, c in zip(self.memory.lengths, self.counts, strict=True)]

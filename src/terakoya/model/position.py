@@ -1,0 +1,142 @@
+"""How a model knows order: rotary tables with their scalings, ALiBi slopes, sinusoids, relative terms."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from terakoya.model import spec
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn channel pairs of the first R channels: x (T, H, K), cos and sin (T, 1, R / 2) -> (T, H, K)."""
+    half = cos.shape[-1]
+    turn, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if interleaved:
+        a, b = turn[..., 0::2], turn[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    else:
+        a, b = turn[..., :half], turn[..., half:]
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+
+
+def rope_table(s: spec.Rope, width: int, context: int, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, (T, 1, R / 2) each, for positions `pos` (T,) and heads of `width` K."""
+    dim = int(s.fraction * width + 1e-6) // 2 * 2
+    longest = int(pos.max()) + 1 if isinstance(s.scaling, spec.Dynamic | spec.LongRope) and len(pos) else 0
+    freqs, gain = frequencies(s, dim, context, longest)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    angle = pos[:, None, None].to(wide) * freqs.to(pos.device, wide)
+    sin = -angle.sin() if s.reverse else angle.sin()
+    return (angle.cos() * gain).to(dtype), (sin * gain).to(dtype)
+
+
+@cache
+def frequencies(s: spec.Rope, dim: int, context: int, longest: int = 0) -> tuple[Tensor, float]:
+    """Return the R / 2 angles per position (radians) and the factor on cos and sin, after the scaling."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    freqs = 1.0 / s.theta**exponents
+    match s.scaling:
+        case None:
+            return freqs, 1.0
+        case spec.Linear(factor):
+            return freqs / factor, 1.0
+        case spec.Dynamic(factor):
+            if longest > context:
+                stretched = s.theta * (factor * longest / context - (factor - 1)) ** (dim / (dim - 2))
+                freqs = 1.0 / stretched**exponents
+            return freqs, 1.0
+        case spec.Llama3() as c:
+            return _llama3(freqs, c), 1.0
+        case spec.Yarn() as c:
+            return _yarn(freqs, c, s.theta, dim, context)
+        case spec.LongRope() as c:
+            factor = c.factor or context / c.trained
+            gain = c.attention or (math.sqrt(1 + math.log(factor) / math.log(c.trained)) if factor > 1 else 1.0)
+            chosen = c.long if longest > c.trained else c.short
+            return freqs / torch.tensor(chosen, dtype=torch.float32), gain
+
+
+def _llama3(freqs: Tensor, c: spec.Llama3) -> Tensor:
+    wave = 2 * math.pi / freqs
+    smooth = ((c.trained / wave - c.low) / (c.high - c.low)).clamp(0, 1)
+    return (1 - smooth) * freqs / c.factor + smooth * freqs
+
+
+def _yarn(freqs: Tensor, c: spec.Yarn, theta: float, dim: int, context: int) -> tuple[Tensor, float]:
+    trained = c.trained or context
+
+    def channel(turns: float) -> float:  # the channel that makes `turns` turns within the trained length
+        return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = channel(c.beta_fast), channel(c.beta_slow)
+    if c.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low or 0.001)).clamp(0, 1)
+    return freqs / c.factor * ramp + freqs * (1 - ramp), yarn_gain(c)
+
+
+def yarn_gain(c: spec.Yarn) -> float:
+    """Return YaRN's multiplier of cos and sin."""
+    if c.attention is not None:
+        return c.attention
+    if c.mscale and c.mscale_all:
+        return mscale(c.factor, c.mscale) / mscale(c.factor, c.mscale_all)
+    return mscale(c.factor)
+
+
+def mscale(factor: float, m: float = 1.0) -> float:
+    """Return YaRN's 0.1 m ln(factor) + 1 (Peng 2023, eq. 22)."""
+    return 0.1 * m * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Return one slope per head: 2^(-8 i / n), and odd ones of the doubled list where n is no power of two."""
+    n = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / n) for i in range(n)]
+    return slopes + [2.0 ** (-8 * (2 * i + 1) / (2 * n)) for i in range(heads - n)]
+
+
+class Alibi(nn.Module):
+    """Score term -slope * distance."""
+
+    def __init__(self, s: spec.Alibi, heads: int, scale: float) -> None:
+        super().__init__()
+        self.spec, self.scale, self.slopes = s, scale if s.before_scale else 1.0, tuple(alibi_slopes(heads))
+
+    def forward(self, q: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """Return the term: q (B, T, H, K), q_pos (T,), k_pos (S,) -> (H, T, S)."""
+        slopes = torch.tensor(self.slopes, device=q.device, dtype=q.dtype)[:, None, None]
+        if self.spec.rounded:  # by key position: the difference to the distance is the same for a whole row
+            return (slopes.bfloat16() * k_pos.bfloat16()[None, None, :]).to(q.dtype) * self.scale
+        return -slopes * (q_pos[:, None] - k_pos[None, :]) * self.scale
+
+
+class Relative(nn.Module):
+    """Transformer-XL's score term: (q + w) · W_r sinusoid(distance), and u · k by way of q + u (Dai 2019)."""
+
+    def __init__(self, dim: int, heads: int, width: int, scale: float) -> None:
+        super().__init__()
+        self.dim, self.scale = dim, scale
+        self.r = nn.Linear(dim, heads * width, bias=False)
+        self.u, self.w = (nn.Parameter(torch.empty(heads, width)) for _ in range(2))
+
+    def forward(self, q: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """Return the term: q + u (B, T, H, K), q_pos (T,), k_pos (S,) -> (B, H, T, S)."""
+        gap = (q_pos[:, None] - k_pos[None, :]).clamp(min=0)
+        table = self.r(sinusoid(torch.arange(int(gap.max()) + 1, device=q.device), self.dim, q.dtype))
+        terms = torch.einsum("bthk,dhk->bhtd", q - self.u + self.w, table.unflatten(-1, self.u.shape)) * self.scale
+        return terms.gather(-1, gap.expand(*terms.shape[:3], -1))
+
+
+def sinusoid(pos: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Return sines, then cosines, of pos / 10000^(2i / D): pos (T,) -> (T, D) (Vaswani 2017, in CTRL's layout)."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    freqs = 10_000.0 ** -(torch.arange(0, dim, 2, device=pos.device, dtype=wide) / dim)
+    angle = pos[:, None].to(wide) * freqs
+    return torch.cat((angle.sin(), angle.cos()), -1).to(dtype)

@@ -1,0 +1,358 @@
+"""What a model is, as data: one field per design axis, a union per choice. Frozen, hashable, no torch.
+
+The residual stream is data too. A block is a tuple of branches and a branch is
+
+    x <- out( skip * x + scale * sum_i post( f_i( pre_i(x) ) ) )
+
+so pre-, post-, sandwich- and parallel-norm layouts are values of one dataclass, not classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from terakoya.errors import TerakoyaError
+
+Act = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "quick_gelu", "swiglu_clamped"]
+
+
+# Norms
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Centre and scale (Ba 2016)."""
+
+    eps: float = 1e-5
+    bias: bool = True
+    affine: bool = True  # False: OLMo 1 learns neither weight nor bias
+    offset: float = 0.0  # Nemotron multiplies by (offset + w)
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """Scale by the root mean square (Zhang & Sennrich 2019)."""
+
+    eps: float = 1e-6
+    affine: bool = True  # False: nanochat
+    offset: float = 0.0  # Gemma multiplies by (1 + w)
+
+
+Norm = LayerNorm | RMSNorm
+
+
+# Positions
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Divide every frequency by `factor` (position interpolation, Chen 2023)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Stretch theta once a sequence passes the trained length (dynamic NTK)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Interpolate low frequencies, keep high ones, sharpen scores (Peng 2023)."""
+
+    factor: float
+    trained: int | None = None  # original length; None: the model's context
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention: float | None = None  # multiplier of cos and sin; None: derived from factor and the mscales
+    mscale: float | None = None
+    mscale_all: float | None = None
+    truncate: bool = True  # gpt-oss: False
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """One divisor per frequency, for short and for long sequences (Ding 2024)."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    trained: int
+    factor: float | None = None
+    attention: float | None = None
+
+
+@dataclass(frozen=True)
+class Llama3:
+    """Divide only the frequencies whose wave is longer than the trained length allows (Llama 3.1)."""
+
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    trained: int = 8192
+
+
+Scaling = Linear | Dynamic | Yarn | LongRope | Llama3
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotate pairs of query and key channels by their position (Su 2021)."""
+
+    theta: float = 10_000.0
+    fraction: float = 1.0  # of the head that rotates: GPT-J 0.25, phi 0.4
+    interleaved: bool = False  # pairs (0,1),(2,3)… as in GPT-J | halves (0,K/2)… as in NeoX and LLaMA
+    reverse: bool = False  # nanochat turns the other way
+    scaling: Scaling | None = None
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Subtract slope * distance from the scores (Press 2022)."""
+
+    before_scale: bool = False  # Falcon-RW adds it before the 1/sqrt(K)
+    rounded: bool = False  # Falcon-RW rounds slope * position to bfloat16
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Transformer-XL's term (q + w) · W_r sinusoid(distance) and u · k (Dai 2019); Gopher, Chinchilla."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A table of absolute positions; OPT's starts at row `offset`."""
+
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Sinusoid:
+    """Fixed sines then cosines (Vaswani 2017), as CTRL lays them out."""
+
+
+# What a query may look at: every reach is causal where the attention is
+
+
+@dataclass(frozen=True)
+class Full:
+    """Everything before."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The last `size` positions, itself included."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Its own chunk of `size` positions (Llama 4)."""
+
+    size: int
+
+
+Reach = Full | Window | Chunk
+
+
+# Mixers
+
+
+@dataclass(frozen=True)
+class QKNorm:
+    """Norm queries and keys."""
+
+    norm: Norm
+    over: Literal["head", "heads", "width"] = "head"  # one weight for all heads | one a head | heads as one vector
+    after_rope: bool = False  # HunYuan, nanochat, Llama 4
+
+
+@dataclass(frozen=True)
+class Temper:
+    """Scale queries by 1 + scale * log(1 + floor((position + 1) / floor)) (Llama 4, layers without rotary)."""
+
+    floor: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Multi-head, multi-query or grouped-query attention: `kv_heads` = heads | 1 | between."""
+
+    heads: int
+    kv_heads: int | None = None  # None: as many as heads
+    head_dim: int | None = None  # None: dim / heads
+    bias: bool = False
+    out_bias: bool = False
+    causal: bool = True
+    position: Rope | Alibi | Relative | None = None
+    reach: Reach = field(default_factory=Full)
+    scale: float | None = None  # None: head_dim ** -0.5
+    scale_by_layer: bool = False  # GPT-2 option: divide the scale by the layer's number, from 1
+    softcap: float | None = None  # Gemma 2: cap * tanh(score / cap)
+    sinks: bool = False  # gpt-oss: one learned score per head that takes probability and gives nothing
+    qk_norm: QKNorm | None = None
+    clip: float | None = None  # MPT, OLMo 1: clamp q, k and v
+    temper: Temper | None = None
+
+    def __post_init__(self) -> None:
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise TerakoyaError("attention.kv_heads", given=self.kv_heads, allowed=f"divisors of heads={self.heads}")
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention: keys and values from one small vector per token (DeepSeek-V2)."""
+
+    heads: int
+    kv_rank: int
+    nope: int  # head width without rotary
+    rope: int  # head width with rotary, its key shared by all heads
+    value: int  # head width of values
+    q_rank: int | None = None
+    position: Rope = field(default_factory=lambda: Rope(interleaved=True))
+    scale: float | None = None
+    norm: Norm = field(default_factory=RMSNorm)
+    causal: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) where gated (Shazeer 2020)."""
+
+    hidden: int
+    act: Act = "gelu_tanh"
+    gated: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Choose `keep` of `count` expert groups first, by the max or the sum of the two best of each (DeepSeek)."""
+
+    count: int
+    keep: int
+    by: Literal["max", "top2"] = "max"
+
+
+@dataclass(frozen=True)
+class MoE:
+    """Mixture of experts: a router sends each token to `top_k` of `count` MLPs."""
+
+    expert: MLP
+    count: int
+    top_k: int
+    score: Literal["softmax", "sigmoid", "softmax_topk"] = "softmax"  # last: softmax over the chosen only
+    normalize: bool = True  # chosen weights sum to one
+    scale: float = 1.0
+    groups: Groups | None = None
+    choice_bias: bool = False  # DeepSeek-V3: a bias that moves the choice, not the weight
+    router_bias: bool = False
+    scale_input: bool = False  # Llama 4 weighs the expert's input, not its output
+    shared: MLP | None = None  # an expert that every token visits
+    shared_gate: bool = False  # Qwen2-MoE: times sigmoid(gate(x))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_k <= self.count:
+            raise TerakoyaError("moe.top_k", given=self.top_k, allowed=f"1 to count={self.count}")
+
+
+Mixer = Attention | Latent | MLP | MoE
+
+
+# The whole
+
+
+@dataclass(frozen=True)
+class Branch:
+    """x <- out( x + scale * sum_i post( f_i( pre_i(x) ) ) ); several mixers run in parallel on the same x."""
+
+    mix: tuple[Mixer, ...]
+    pre: Norm | None = None
+    post: Norm | None = None
+    out: Norm | None = None
+    each: bool = False  # parallel mixers: a pre-norm each (NeoX) | one shared (GPT-J)
+    normed_skip: bool = False  # the skip starts after the norm (BLOOM's option)
+    scale: float = 1.0  # Granite's residual multiplier
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: residual branches in order."""
+
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Tokens (and absolute positions) to vectors."""
+
+    position: Learned | Sinusoid | None = None
+    factor: int | None = None  # width of the table where it is not dim: OPT-350m
+    scale: float | Literal["sqrt_dim"] = 1.0  # Gemma, CTRL: sqrt(dim); Granite: a number
+    norm: Norm | None = None  # BLOOM, nanochat
+
+
+@dataclass(frozen=True)
+class Head:
+    """Vectors to logits."""
+
+    tied: bool = True  # uses the token table
+    bias: bool = False
+    scale: float = 1.0  # multiplies logits: Cohere, Granite
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder. Layer i is `blocks[layout[i]]`; without a layout the blocks repeat in turn."""
+
+    vocab: int
+    dim: int
+    depth: int
+    context: int
+    blocks: tuple[Block, ...]
+    embed: Embed = field(default_factory=Embed)
+    norm: Norm | None = field(default_factory=RMSNorm)
+    head: Head = field(default_factory=Head)
+    layout: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "dim", "depth", "context"):
+            if getattr(self, name) < 1:
+                raise TerakoyaError(f"model.{name}", given=getattr(self, name), allowed="1 or more")
+        if not self.blocks:
+            raise TerakoyaError("model.blocks", "is empty", allowed="at least one block")
+        if self.layout is not None and (
+            len(self.layout) != self.depth or any(not 0 <= i < len(self.blocks) for i in self.layout)
+        ):
+            raise TerakoyaError(
+                "model.layout", given=self.layout, allowed=f"{self.depth} indices below {len(self.blocks)}"
+            )
+
+    def layers(self) -> tuple[Block, ...]:
+        """Return the block of each layer, from the first to the last."""
+        order = self.layout or tuple(i % len(self.blocks) for i in range(self.depth))
+        return tuple(self.blocks[i] for i in order)
+
+
+def head_dim(model: Model, attention: Attention) -> int:
+    """Return the width K of one head; an error where `dim` does not divide."""
+    if attention.head_dim is not None:
+        return attention.head_dim
+    if model.dim % attention.heads:
+        allowed = [h for h in range(1, model.dim + 1) if model.dim % h == 0]
+        near = min(allowed, key=lambda h: abs(h - attention.heads))
+        raise TerakoyaError(
+            "attention.heads", given=attention.heads, allowed=f"divisors of dim={model.dim}", hint=f"nearest: {near}"
+        )
+    return model.dim // attention.heads
+
+
+def pre(norm: Norm, *mixers: Mixer, scale: float = 1.0) -> Block:
+    """Build the usual block: one branch per mixer, each normed before."""
+    return Block(tuple(Branch((m,), pre=norm, scale=scale) for m in mixers))

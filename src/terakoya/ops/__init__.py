@@ -1,0 +1,1 @@
+"""Faster implementations with the same signature and numbers as the definitions in model."""

@@ -1,0 +1,107 @@
+"""Scaled dot-product attention over equal-length sequences: the definition, and the same numbers by torch's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Bias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""bias(q (B, T, H, K), q_pos (T,), k_pos (S,)) -> (H, T, S) or (B, H, T, S): added to the scaled scores."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How queries may look at keys: the static part of one attention layer."""
+
+    scale: float
+    causal: bool = True
+    window: int | None = None  # visible where q_pos - k_pos < window (both ways where not causal)
+    chunk: int | None = None  # visible where q_pos // chunk == k_pos // chunk
+    softcap: float | None = None
+
+
+def visible(q_pos: Tensor, k_pos: Tensor, look: Look) -> Tensor:
+    """Return which keys each query may see: q_pos (T,), k_pos (S,) -> (T, S)."""
+    gap = q_pos[:, None] - k_pos[None, :]
+    ok = gap >= 0 if look.causal else torch.ones_like(gap, dtype=torch.bool)
+    if look.window is not None:
+        ok = ok & (gap.abs() < look.window)
+    if look.chunk is not None:
+        ok = ok & (q_pos[:, None] // look.chunk == k_pos[None, :] // look.chunk)
+    return ok
+
+
+def naive(
+    q: Tensor, k: Tensor, v: Tensor, look: Look, start: int = 0, bias: Bias | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """Attend by the book (Vaswani 2017, eq. 1): q (B, T, H, K), k (B, S, G, K), v (B, S, G, V) -> (B, T, H, V).
+
+    Query t stands at position `start + t`, key s at s. `sinks` (H,) are scores that take probability and give nothing.
+    """
+    H, G = q.shape[2], k.shape[2]
+    q_pos, k_pos = _positions(q, k, start)
+    scores = torch.einsum("bthk,bshk->bhts", q, k.repeat_interleave(H // G, 2)) * look.scale
+    if bias is not None:
+        scores = scores + bias(q, q_pos, k_pos)
+    if look.softcap is not None:
+        scores = look.softcap * torch.tanh(scores / look.softcap)
+    scores = scores.float().masked_fill(~visible(q_pos, k_pos, look), float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().view(1, H, 1, 1).expand(*scores.shape[:3], 1)], -1)
+    weights = scores.softmax(-1)[..., : k.shape[1]].to(v.dtype)
+    return torch.einsum("bhts,bshv->bthv", weights, v.repeat_interleave(H // G, 2))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, look: Look, start: int = 0, bias: Bias | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """Attend as `naive` does, through SDPA wherever the scores need no touch of ours; same shapes."""
+    if look.softcap is not None or sinks is not None:
+        return naive(q, k, v, look, start, bias, sinks)
+    T, S, H, G = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
+    if bias is None and T == 1 and look.causal and _sees_all(look, start, S):
+        return _one_query(q, k, v, look.scale)
+    square = bias is None and start == 0 and T == S and (look.window is None or look.window >= S)
+    square = square and (look.chunk is None or look.chunk >= S)
+    mask = None if square else _mask(q, k, look, start, bias)
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=square and look.causal,
+        scale=look.scale,
+        enable_gqa=H != G,
+    )
+    return y.transpose(1, 2)
+
+
+def _one_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    # The H / G queries that share a key head become rows of one matrix: no key is copied or read twice.
+    B, _, H, K = q.shape
+    G = k.shape[2]
+    y = F.scaled_dot_product_attention(
+        q.view(B, G, H // G, K), k.transpose(1, 2), v.transpose(1, 2), is_causal=False, scale=scale
+    )
+    return y.reshape(B, 1, H, v.shape[-1])
+
+
+def _sees_all(look: Look, start: int, S: int) -> bool:
+    reach = look.window is None or start < look.window
+    return start == S - 1 and reach and (look.chunk is None or start < look.chunk)
+
+
+def _mask(q: Tensor, k: Tensor, look: Look, start: int, bias: Bias | None) -> Tensor:
+    q_pos, k_pos = _positions(q, k, start)
+    ok = visible(q_pos, k_pos, look)
+    if bias is None:
+        return ok
+    return bias(q, q_pos, k_pos).to(q.dtype).masked_fill(~ok, float("-inf"))
+
+
+def _positions(q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    return torch.arange(start, start + q.shape[1], device=q.device), torch.arange(k.shape[1], device=q.device)
