@@ -1,0 +1,329 @@
+"""Checkpoints in and out: Hugging Face folders and GGUF files to models and back, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from terakoya.config import select, values
+from terakoya.errors import TerakoyaError, nearest
+from terakoya.model import spec
+from terakoya.model.build import build, parameters
+from terakoya.model.model import Model
+from terakoya.tokenizer import Tokenizer, from_gguf
+from terakoya.zoo import lineage
+from terakoya.zoo.gguf import GGUF, is_gguf
+from terakoya.zoo.hf import read_config, write_config
+from terakoya.zoo.names import Layout, Match, Rule, expand
+from terakoya.zoo.weights import open_weights, save_weights
+
+# Buffers that old files carry and no model needs.
+PASSENGERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.attention\.(masked_)?bias|position_ids)$")
+LARGEST = 2**41  # parameters; a config that asks for more is refused before anything is allocated
+
+
+@dataclass
+class Loaded:
+    """A model with its tokenizer, and what is needed to write it back as it came."""
+
+    model: Model
+    tokenizer: Tokenizer | None
+    family: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> spec.Model:
+        return self.model.spec
+
+
+def load(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
+    """Open a model: a GGUF file, or a folder with config.json and safetensors."""
+    if path.is_file() and is_gguf(path):
+        return load_gguf(path, dtype=dtype, device=device)
+    if (path / "config.json").is_file():
+        return load_folder(path, dtype=dtype, device=device)
+    if not path.exists():
+        raise TerakoyaError(str(path), "no such file or folder")
+    raise TerakoyaError(
+        str(path), "holds no model", allowed="a folder with config.json and safetensors, or a .gguf file"
+    )
+
+
+def load_folder(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
+    """Open a Hugging Face folder."""
+    config = read_json(path / "config.json")
+    name, s = spec_of(config, str(path / "config.json"))
+    weights = open_weights(path)
+    table = lineage.rules(name)
+    theirs = set(weights.keys())
+    s = _settle_tie(s, table, theirs, weights.get)
+    model = fill(s, table, theirs, weights.get, str(path), dtype=dtype, device=device)
+    tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").is_file() else None
+    _check_vocabulary(s, tokenizer, path)
+    return Loaded(model, tokenizer, name, config)
+
+
+def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
+    """Open a GGUF file; quantised blocks become numbers of `dtype`."""
+    file = GGUF.open(path)
+    name, s = _gguf_spec(file, path)
+
+    def get(key: str) -> Tensor:
+        return torch.from_numpy(file.read(key))
+
+    table = lineage.rules(name, "gguf")
+    model = fill(s, table, set(file.tensors), get, str(path), dtype=dtype, device=device)
+    tokenizer = from_gguf(file.metadata)
+    _check_vocabulary(s, tokenizer, path)
+    return Loaded(model, tokenizer, name)
+
+
+def save(loaded: Loaded, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a folder that `load` and transformers open with equal logits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in config_files(loaded, dtype).items():
+        (folder / name).write_bytes(data)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save(folder)
+    save_weights(folder, tensors(loaded.model, loaded.family, dtype))
+
+
+def config_files(loaded: Loaded, dtype: torch.dtype | None = None) -> dict[str, bytes]:
+    """Return the JSON files that stand beside the weights, by name."""
+    config = loaded.config or make_config(loaded.spec, loaded.family, loaded.tokenizer, dtype or torch.float32)
+    return {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
+
+
+def make_config(s: spec.Model, name: str, tokenizer: Tokenizer | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Return a config.json for a spec, proven by reading it back."""
+    model_type, architecture = lineage.model_type(name)
+    if model_type is None:
+        raise TerakoyaError(f"family {name}", "has no Hugging Face class to be written as")
+    config: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
+    config |= write_config(s, lineage.keys(name)) | {"dtype": str(dtype).removeprefix("torch.")}
+    if tokenizer is not None:
+        config |= {k: v for k, v in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)) if v is not None}
+    if read_config(lineage.base(name), lineage.keys(name), config, "config.json") != s:
+        raise TerakoyaError(f"family {name}", "cannot say this structure in its config.json; save it as its own family")
+    return config
+
+
+def tensors(model: Model, name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return the weights under the names and in the layouts of the family's checkpoints."""
+    own = parameters(model)
+    out: dict[str, Tensor] = {}
+    for match in expand(_untied(lineage.rules(name), model.spec), list(own), f"family {name}"):
+        whole = fuse([own[n].detach() for n in match.ours], match.layout, model.spec)
+        whole = whole if dtype is None else whole.to(dtype)
+        if "{e}" in match.theirs:
+            out |= {match.theirs.replace("{e}", str(e)): whole[e] for e in range(whole.shape[0])}
+        else:
+            out[match.theirs] = whole
+    return out
+
+
+def spec_of(config: Mapping[str, Any], place: str) -> tuple[str, spec.Model]:
+    """Return (family, spec) of a config.json; an unknown model_type says which known one is nearest."""
+    wanted = config.get("model_type")
+    known = [f.model_type for f in lineage.families().values() if f.model_type]
+    if not isinstance(wanted, str):
+        raise TerakoyaError(f"{place}: model_type", "is missing", allowed=sorted(known))
+    f = lineage.by_model_type(wanted)
+    if f is None:
+        raise TerakoyaError(f"{place}: model_type", given=wanted, allowed=sorted(known), hint=nearest(wanted, known))
+    full = lineage.defaults(f.name) | dict(config)
+    s = read_config(lineage.base(f.name), lineage.keys(f.name), full, place)
+    _refuse_absurd(s, place)
+    return f.name, s
+
+
+def fill(
+    s: spec.Model,
+    table: Iterable[Rule],
+    theirs: set[str],
+    get: Callable[[str], Tensor],
+    place: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Model:
+    """Build the model and copy in every weight; missing, left-over and misshapen tensors are named."""
+    plan = expand(table, list(parameters(build(s, device="meta"))), place)
+    plan, missing, used = _locate(plan, theirs, s)
+    if missing:
+        raise TerakoyaError(place, f"lacks {len(missing)} tensors", given=", ".join(missing[:8]))
+    extra = sorted(k for k in theirs - used if not PASSENGERS.match(k))
+    if extra:
+        raise TerakoyaError(
+            place, f"holds {len(extra)} tensors this family has no place for", given=", ".join(extra[:8])
+        )
+    model = build(s, device=device, dtype=dtype)
+    own = parameters(model)
+    for match in plan:
+        whole = _stack(match, get, s)
+        try:
+            parts = split(whole, [own[n].shape for n in match.ours], match.layout, s)
+        except (RuntimeError, IndexError):
+            parts = []
+        for name, part in zip(match.ours, parts, strict=False):
+            if part.shape == own[name].shape:
+                own[name].data.copy_(part)
+                continue
+            parts = []
+            break
+        if not parts:
+            expected = " + ".join(str(tuple(own[n].shape)) for n in match.ours)
+            raise TerakoyaError(
+                f"{place}: {match.theirs}", "has the wrong shape", given=tuple(whole.shape), allowed=expected
+            )
+    return model
+
+
+def _locate(plan: list[Match], theirs: set[str], s: spec.Model) -> tuple[list[Match], list[str], set[str]]:
+    """Find each rule's tensor, with or without the outer prefix that some files leave away (gpt2, bloom)."""
+    out, missing, used = [], [], set()
+    for match in plan:
+        for name in (match.theirs, match.theirs.partition(".")[2]):
+            wanted = _expert_names(name, match, s)
+            if name and theirs.issuperset(wanted):
+                used.update(wanted)
+                out.append(Match(match.ours, name, match.layout))
+                break
+        else:
+            missing.append(match.theirs)
+    return out, missing, used
+
+
+def _expert_names(name: str, match: Match, s: spec.Model) -> list[str]:
+    if "{e}" not in name:
+        return [name]
+    count = select(s, "moe")[0].count
+    return [name.replace("{e}", str(e)) for e in range(count)]
+
+
+def _stack(match: Match, get: Callable[[str], Tensor], s: spec.Model) -> Tensor:
+    names = _expert_names(match.theirs, match, s)
+    return torch.stack([get(n) for n in names]) if "{e}" in match.theirs else get(names[0])
+
+
+def split(whole: Tensor, shapes: list[torch.Size], layout: Layout, s: spec.Model) -> list[Tensor]:
+    """Cut one of their tensors into ours."""
+    d = layout.dim
+    if layout.transpose and whole.dim() >= 2 + d:
+        whole = whole.transpose(-1, -2)
+    if layout.paired:
+        n = _heads(layout.paired, s)
+        return [whole.unflatten(0, (n, -1, 2)).transpose(1, 2).flatten(0, 2)]
+    if len(shapes) == 1:
+        return [whole]
+    sizes = [shape[d] for shape in shapes]
+    g = sizes[0] if layout.groups == "rows" else _heads(layout.groups, s)
+    return [p.flatten(d, d + 1) for p in whole.unflatten(d, (g, -1)).split([n // g for n in sizes], d + 1)]
+
+
+def fuse(parts: list[Tensor], layout: Layout, s: spec.Model) -> Tensor:
+    """Join ours into one of theirs; the inverse of `split`."""
+    d = layout.dim
+    if layout.paired:
+        n = _heads(layout.paired, s)
+        return parts[0].unflatten(0, (n, 2, -1)).transpose(1, 2).flatten(0, 2)
+    whole = parts[0]
+    if len(parts) > 1:
+        g = parts[0].shape[d] if layout.groups == "rows" else _heads(layout.groups, s)
+        whole = torch.cat([p.unflatten(d, (g, -1)) for p in parts], d + 1).flatten(d, d + 1)
+    return whole.transpose(-1, -2).contiguous() if layout.transpose and whole.dim() >= 2 + d else whole
+
+
+def _heads(groups: int | str, s: spec.Model) -> int:
+    if isinstance(groups, int):
+        return groups
+    attention: spec.Attention = select(s, "attention")[0]
+    return attention.heads if groups == "heads" else attention.kv_heads or attention.heads
+
+
+def _settle_tie(s: spec.Model, table: Iterable[Rule], theirs: set[str], get: Callable[[str], Tensor]) -> spec.Model:
+    """Let the file decide: a stored head that differs from the token table is no tied head."""
+    from terakoya.config import override
+
+    names = {rule[0]: rule[1] for rule in table}
+    head = names.get("head.*", names.get("head.weight", "")).replace("*", "weight")
+    if s.head.tied and head in theirs:
+        token = names["embed.token.weight"]
+        token = token if token in theirs else token.partition(".")[2]
+        if token in theirs and not torch.equal(get(head), get(token)):
+            return override(s, {"head.tied": False})
+    return s
+
+
+def _untied(table: tuple[Rule, ...], s: spec.Model) -> tuple[Rule, ...]:
+    return table
+
+
+def _refuse_absurd(s: spec.Model, place: str) -> None:
+    rough = s.vocab * s.dim + s.depth * s.dim * max([s.dim, *values(s, "mlp.hidden")])
+    if rough > LARGEST or s.depth > 10_000 or s.context > 2**31:
+        raise TerakoyaError(place, "asks for a model larger than any known", given=f"about {rough:.1e} parameters")
+
+
+def _check_vocabulary(s: spec.Model, tokenizer: Tokenizer | None, path: Path) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > s.vocab:
+        raise TerakoyaError(
+            str(path),
+            "the tokenizer belongs to another model",
+            given=f"{tokenizer.vocab_size} tokens",
+            allowed=f"at most the model's {s.vocab}",
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; one line says what is wrong with the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TerakoyaError(str(path), f"cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise TerakoyaError(str(path), "is not a JSON object", given=type(value).__name__)
+    return value
+
+
+GGUF_KEYS = {  # llama.cpp's metadata under the architecture's prefix, as config.json says it
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+}
+
+
+def _gguf_spec(file: GGUF, path: Path) -> tuple[str, spec.Model]:
+    arch = str(file.metadata.get("general.architecture"))
+    f = lineage.by_model_type(arch)
+    if f is None or not lineage.rules(f.name, "gguf"):
+        known = [g.model_type for g in lineage.families().values() if g.model_type and g.gguf]
+        raise TerakoyaError(f"{path}: general.architecture", given=arch, allowed=known)
+    scaled = file.metadata.get(f"{arch}.rope.scaling.type", "none")
+    if scaled != "none":
+        raise TerakoyaError(f"{path}: {arch}.rope.scaling.type", given=scaled, allowed=["none"])
+    config: dict[str, Any] = {"model_type": arch}
+    for key, name in GGUF_KEYS.items():
+        if (value := file.metadata.get(f"{arch}.{key}")) is not None:
+            config[name] = _shortest(value)
+    tied = "output.weight" not in file.tensors
+    config |= {"vocab_size": file.tensors["token_embd.weight"].shape[0], "tie_word_embeddings": tied}
+    return spec_of(config, str(path))
+
+
+def _shortest(value: Any) -> Any:
+    """Return the decimal that a 32-bit float was written from: 9.99999974e-06 means 1e-05."""
+    return float(str(torch.tensor(value, dtype=torch.float32).numpy())) if isinstance(value, float) else value

@@ -1,0 +1,1 @@
+"""Families as data, one file per line of descent."""

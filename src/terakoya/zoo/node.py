@@ -1,0 +1,88 @@
+"""The nodes of history: families (structure), tunings (same network, other data) and closed models. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from terakoya.model import spec
+from terakoya.zoo.hf import Key
+from terakoya.zoo.names import Rule
+
+
+@dataclass(frozen=True)
+class Note:
+    """One sentence in both languages."""
+
+    en: str
+    ja: str
+
+    def __str__(self) -> str:
+        return self.en
+
+
+@dataclass(frozen=True)
+class Size:
+    """One released size: what differs from the family's spec, and the published parameter count as a checksum."""
+
+    parameters: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A structure: its parent's spec plus `changes`. `parent` is where the diff starts, `takes` names influences."""
+
+    name: str
+    born: str  # YYYY-MM
+    note: Note
+    parent: str | None = None
+    root: spec.Model | None = None  # the spec itself, where there is no parent to differ from
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    takes: tuple[str, ...] = ()
+    title: str = ""  # as its authors write it, where that is not the name
+    paper: str = ""
+    licence: str = ""
+    proof: str = ""  # what the parity test compares with; empty: transformers, if it has the model_type
+    model_type: str | None = None  # of Hugging Face's config.json
+    architecture: str = ""  # its class there
+    keys: Mapping[str, Key | None] = field(default_factory=dict)  # config.json -> spec, over the parent's
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # what config.json leaves out
+    names: tuple[Rule, ...] = ()  # where its checkpoints keep each weight, before the parent's rules
+    gguf: tuple[Rule, ...] = ()  # the same in GGUF, before the parent's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The same network as `parent`, taught other data or another objective."""
+
+    name: str
+    born: str
+    parent: str
+    note: Note
+    title: str = ""
+    takes: tuple[str, ...] = ()
+    data: str = ""
+    method: str = ""
+    recipe: str = ""  # the recipe here that does the same
+    paper: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closed:
+    """History without public structure: closed models, bots, tools."""
+
+    name: str
+    born: str
+    note: Note
+    title: str = ""
+    sort: str = "closed"  # closed | bot | tool
+    parent: str | None = None
+    takes: tuple[str, ...] = ()
+    paper: str = ""
+
+
+Node = Family | Tuning | Closed
