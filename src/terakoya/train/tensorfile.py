@@ -58,7 +58,7 @@ def layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, dict[str, tuple[
 def raw(tensor: torch.Tensor) -> memoryview:
     """View a tensor's bytes; shares memory with it where it is dense and on the CPU, else with a copy."""
     dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())
+    return dense.reshape(-1).view(torch.uint8).numpy().data
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
