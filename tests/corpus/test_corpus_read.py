@@ -44,18 +44,14 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     (root / ".git" / "x.txt").write_bytes(b"\xff")
     (root / "link").symlink_to(root / "b")
     skipped: list[Skipped] = []
-    assert (
-        list(read(root, skipped))
-        == [
-            Document("x = 1", "corpus/B.py", language="code"),
-            Document(JA, "corpus/b/deep/z.TXT"),
-            Document("# 題", "corpus/b.md"),
-            Document("一", "corpus/c.jsonl#1", "CC0-1.0", "ja"),
-            *(Document(f"行{i}", f"corpus/d.jsonl.zst#{i + 1}") for i in range(3)),
-            Document(JA, "corpus/e.txt.zst"),
-        ]
-        or [d.source for d in read(root)] == []
-    )
+    assert list(read(root, skipped)) == [
+        Document("x = 1", "corpus/B.py", language="code"),
+        Document("# 題", "corpus/b.md"),
+        Document(JA, "corpus/b/deep/z.TXT"),
+        Document("一", "corpus/c.jsonl#1", "CC0-1.0", "ja"),
+        *(Document(f"行{i}", f"corpus/d.jsonl.zst#{i + 1}") for i in range(3)),
+        Document(JA, "corpus/e.txt.zst"),
+    ]
     assert {(s.source, s.reason) for s in skipped} == {
         ("corpus/c.jsonl#2", "blank"),
         ("corpus/f.bin", "unknown kind of file"),
@@ -76,7 +72,7 @@ def test_one_file(tmp_path: Path) -> None:
         ("a.txt", b"", "holds no document"),
         ("a.txt", "ab漢字".encode("cp932"), "a.txt: is not UTF-8 at byte 2 (0x8a)"),
         ("a.txt.zst", packed(b"ok\xe3\x81"), "a.txt.zst: is not UTF-8 at byte 2 (0xe3)"),
-        ("a.jsonl", rows({"text": "あ"}) + b'{"text": "\xff"}\n', "a.jsonl:2: is not UTF-8 at byte 28 (0xff)"),
+        ("a.jsonl", rows({"text": "あ"}) + b'{"text": "\xff"}\n', "a.jsonl:2: is not UTF-8 at byte 26 (0xff)"),
         (
             "a.jsonl",
             rows({"text": "x"}, {"body": "y", "id": 1}),

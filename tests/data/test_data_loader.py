@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fakes import TEXTS, Bytes, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terakoya.data import Batch, Loader, Mix, Shards
 from terakoya.errors import TerakoyaError
+from tests.data.data_fakes import TEXTS, Bytes, made
 
 STYLES = ["prefix", "suffix", "both", "none"]
 LONG = [f"{text} {i}" * (i % 5 + 1) for i in range(12) for text in TEXTS]

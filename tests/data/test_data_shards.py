@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_fakes import TEXTS, Bytes, documents, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terakoya.corpus import Document
 from terakoya.data import Shards, build, format
 from terakoya.errors import TerakoyaError
+from tests.data.data_fakes import TEXTS, Bytes, documents, made
 
 
 def stream(texts: list[str], style: str) -> list[int]:
@@ -173,11 +173,11 @@ def test_full_disk_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_killed_build_leaves_no_folder(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[2])\n"
-        "import data_fakes as f; from terakoya.data import build\n"
+        "import tests.data.data_fakes as f; from terakoya.data import build\n"
         "def docs():\n    yield from f.documents(['x' * 5000] * 2000)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "build(docs(), f.Bytes(), sys.argv[1])"
     )
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s"), str(Path(__file__).parent)], check=False)
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s"), str(Path(__file__).parents[2])], check=False)
     assert ran.returncode == -signal.SIGKILL
     assert not (tmp_path / "s").exists()
     assert all(path.name.startswith(".s.partial-") for path in tmp_path.iterdir())
