@@ -1,1 +1,9 @@
-"""Text in, text out: contexts, sampling, generation."""
+"""Text in, text out: sampling, generation, conversations."""
+
+from __future__ import annotations
+
+from terakoya.engine.generate import Completion, Token, complete, generate
+from terakoya.engine.sampling import History, Sampling, draw, process
+from terakoya.engine.stop import Stop
+
+__all__ = ["Completion", "History", "Sampling", "Stop", "Token", "complete", "draw", "generate", "process"]
