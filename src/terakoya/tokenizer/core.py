@@ -163,6 +163,14 @@ class Tokenizer:
         """Decode as ids come. `start=False`: they continue a text, so a leading space of SentencePiece is theirs."""
         return Stream(self.token_bytes, strip=start and self._spelling.strip)
 
+    @property
+    def missing(self) -> frozenset[int]:
+        """Bytes of UTF-8 that a byte-level vocabulary has no piece for: `encode` leaves them out, as its makers do."""
+        if not self._spelling.byte_level:
+            return frozenset()
+        have = {piece[0] for piece in self._bytes if len(piece) == 1}
+        return frozenset({*range(0xC0), *range(0xC2, 0xF5)} - have)
+
     # ---- control tokens
 
     def wrap(self) -> tuple[list[int], list[int]]:

@@ -63,6 +63,7 @@ class Report:
     name: str
     vocab_size: int
     rows: tuple[Row, ...]
+    missing: int  # bytes of UTF-8 that have no piece and are left out of any text
     head: tuple[str, ...] = ("sample", "tokens", "bytes/token", "chars/token", "part bytes", "unknown", "exact")
 
     def __str__(self) -> str:
@@ -74,7 +75,7 @@ class Report:
 def report(tokenizer: Tokenizer, samples: Mapping[str, str] | None = None) -> Report:
     """Measure a tokenizer on samples by name (default: a little Japanese, English and code)."""
     rows = tuple(_row(tokenizer, name, text) for name, text in (samples or SAMPLES).items())
-    return Report(tokenizer.name, tokenizer.vocab_size, rows)
+    return Report(tokenizer.name, tokenizer.vocab_size, rows, len(tokenizer.missing))
 
 
 def _row(tokenizer: Tokenizer, name: str, text: str) -> Row:

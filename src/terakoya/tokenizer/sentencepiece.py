@@ -70,7 +70,11 @@ def read(place: str, data: bytes, name: str) -> Tokenizer:
 
 
 def describe(place: str, pieces: Sequence[Piece], rules: Rules, model: str, *, pairs: bool = True) -> Json:
-    """The tokenizer.json of a vocabulary of scored pieces."""
+    """The tokenizer.json of a vocabulary of scored pieces.
+
+    One known difference from SentencePiece: with `prefix`, text after a user-defined piece gets its own opening space
+    (llama.cpp and transformers have it so too).
+    """
     unknown = [i for i, p in enumerate(pieces) if p.kind == UNKNOWN]
     if len(unknown) != 1:
         raise TerakoyaError(place, f"must have one unknown piece, it has {len(unknown)}")

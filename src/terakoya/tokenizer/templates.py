@@ -148,8 +148,16 @@ _ALL = (
 )
 TEMPLATES: Mapping[str, Template] = MappingProxyType({t.name: t for t in _ALL})
 
-# Published Jinja sources that say the same as our data (sha256 of the text); each is proved equal in the tests.
-_PUBLISHED: Mapping[str, str] = MappingProxyType({})
+# Sha256 of published Jinja sources; each rendered the same text as our data over 310 to 620 conversations.
+_PUBLISHED: Mapping[str, str] = MappingProxyType(
+    {
+        "fcf7a096fe99a48fd9ad2b250bf9237e96e8f48bffec1c7ea4d3f225176cd40e": "chatml",
+        "153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3": "chatml",
+        "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788": "smollm2",
+        "26a59556925c987317ce5291811ba3b7f32ec4c647c400c6cc7e3a9993007ba7": "mistral",
+        "1e51d5c0fec2f83da1953fb850b7b532b7da02d0dc35f9201e671e0b9a35a123": "gemma",
+    }
+)
 
 
 def recognise(jinja: str | None) -> str | None:
