@@ -99,7 +99,7 @@ def process(
     What is cut off is -inf; the rest sums to one. Greedy puts all on the best id (the lowest, where several tie).
     """
     if logits.dim() == 2:
-        assert not isinstance(history, History) and len(history) == len(logits)
+        assert not isinstance(history, History)
         return torch.stack([process(x, h, sampling, banned=banned) for x, h in zip(logits, history, strict=True)])
     assert isinstance(history, History)
     x = penalise(logits, history, sampling, banned)
@@ -160,7 +160,8 @@ def top_p(x: Tensor, mass: float) -> Tensor:
 def typical(x: Tensor, mass: float) -> Tensor:
     """Mark the ids whose surprise is nearest to the entropy until they reach `mass`; ties stay together."""
     p = x.exp()
-    near = -(-x - -(p * x).nansum()).abs()
+    entropy = -(p * x).nansum()  # 0 * -inf counts as 0
+    near = -(-x - entropy).abs()
     return near >= _reach(near, p, mass)[0]
 
 
