@@ -1,0 +1,288 @@
+"""The training loop: batch, step, log, look, save. Resuming continues bit for bit."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from terakoya import config, device
+from terakoya.data import Batch, Loader, Shards
+from terakoya.errors import TerakoyaError
+from terakoya.model import spec
+from terakoya.model.build import build, initialise
+from terakoya.model.model import Model
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.checkpoint import Checkpoint
+from terakoya.train.objective import causal
+from terakoya.train.optim import Optimizer
+from terakoya.train.recipe import Budget, Recipe, resolve
+from terakoya.train.run import Lines, Run
+from terakoya.train.schedule import factor
+from terakoya.train.step import Objective, Stepped, step
+from terakoya.zoo import convert, lineage
+
+PATIENCE = 10  # steps in a row that may fail the finite gate before the run stops
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher is told after each step."""
+
+    step: int  # steps done
+    steps: int
+    loss: float  # nats per token
+    bits_per_byte: float
+    tokens_per_second: float
+    flops_per_second: float
+    seconds: float
+    heldout: float | None = None  # bits per byte
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass
+class Trainer:
+    """Everything a run needs between steps."""
+
+    run: Run
+    recipe: Recipe
+    model: Model
+    optimizer: Optimizer
+    loader: Loader
+    heldout: Shards
+    tokenizer: Tokenizer
+    place: device.Device
+    objective: Objective = causal
+    start: int = 0
+    skipped: int = 0
+    _stop: bool = field(default=False, repr=False)
+
+    @property
+    def steps(self) -> int:
+        assert self.recipe.budget.steps is not None
+        return self.recipe.budget.steps
+
+    def train(self, watch: Watch | None = None) -> bool:
+        """Train to the end of the budget; False where a signal ended it early (a checkpoint holds what was done)."""
+        metrics = Lines(self.run.folder / "metrics.jsonl", after=self.start)
+        timing = Lines(self.run.folder / "timing.jsonl", after=self.start)
+        began, failed = time.perf_counter(), 0
+        forward = self._compiled()
+        try:
+            with self._signals():
+                for done in range(self.start, self.steps):
+                    tick = time.perf_counter()
+                    batch = self.loader.batch(done)
+                    result = self._step(forward, batch, done)
+                    failed = 0 if result.moved else failed + 1
+                    self.skipped += not result.moved
+                    row = _row(done + 1, result, batch, factor(self.recipe.schedule, done, self.steps))
+                    seconds = time.perf_counter() - tick
+                    heldout = self._look(done + 1, row)
+                    metrics.write(row)
+                    timing.write(
+                        {"step": done + 1, "seconds": seconds, "tokens_per_second": len(batch.tokens) / seconds}
+                    )
+                    if watch:
+                        watch(self._progress(done + 1, row, batch, seconds, time.perf_counter() - began, heldout))
+                    if failed >= PATIENCE:
+                        self.save(done + 1)
+                        raise TerakoyaError(
+                            "training", f"{failed} steps in a row gave a loss or gradient that is not finite",
+                            hint="lower optim.lr, or look at the data of these steps with: terakoya data show --step K",
+                        )  # fmt: skip
+                    if self._due(done + 1) or self._stop or done + 1 == self.steps:
+                        self.save(done + 1)
+                    if self._stop and done + 1 < self.steps:
+                        return False
+        finally:
+            metrics.close()
+            timing.close()
+        return True
+
+    def _step(self, forward: Objective, batch: Batch, done: int) -> Stepped:
+        micros = [m.to(self.place.name) for m in batch.split(self.recipe.rows.micro)]
+        return step(
+            self.model,
+            micros,
+            forward,
+            self.optimizer,
+            factor=factor(self.recipe.schedule, done, self.steps),
+            clip=self.recipe.clip,
+            autocast=torch.bfloat16 if self.place.precision == "bf16" else None,
+        )
+
+    def _compiled(self) -> Objective:
+        """Compile each block once where the recipe asks for it; the objective itself stays plain."""
+        if self.recipe.compile:
+            for layer in self.model.layers:
+                layer.compile(dynamic=True)
+        return self.objective
+
+    def _due(self, done: int) -> bool:
+        every = self.recipe.keep.save
+        return bool(every) and done % every == 0
+
+    def _look(self, done: int, row: dict[str, Any]) -> float | None:
+        every = self.recipe.keep.evaluate
+        last = done == self.steps
+        if not last and not (every and done % every == 0):
+            return None
+        limit = None if last else self.recipe.keep.evaluate_bytes
+        row["heldout_bits_per_byte"] = evaluate(self.model, self.heldout, self.recipe.rows, self.place, limit)
+        return row["heldout_bits_per_byte"]
+
+    def save(self, done: int) -> Path:
+        """Write a checkpoint of `done` steps: a model folder that transformers opens, and the optimiser beside it."""
+        loaded = convert.Loaded(self.model, self.tokenizer, self.recipe.family)
+        extra = {f"model/{name}": data for name, data in convert.config_files(loaded).items()}
+        extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
+        tensors = {
+            "model/model": {
+                n: t.contiguous().cpu() for n, t in convert.tensors(self.model, self.recipe.family).items()
+            },
+            "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
+        }
+        meta = {"step": done, "skipped": self.skipped, "data": self.loader.fingerprint, "family": self.recipe.family}
+        checkpoints = self.run.checkpoints(self.recipe.keep.count)
+        path = checkpoints.save(done, tensors, meta, extra)
+        checkpoints.prune()
+        return path
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of this run."""
+        if checkpoint.meta.get("data") != self.loader.fingerprint:
+            raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
+        weights = checkpoint.tensors("model/model")
+        spec_ = self.model.spec
+        rules = lineage.rules(self.recipe.family)
+        filled = convert.fill(spec_, rules, set(weights), weights.__getitem__, str(checkpoint.path), device="cpu")
+        self.model.load_state_dict(filled.state_dict())
+        self.optimizer.load(checkpoint.tensors("optimizer"))
+        self.start = checkpoint.step
+        skipped = checkpoint.meta.get("skipped", 0)
+        self.skipped = skipped if isinstance(skipped, int) else 0
+
+    def _progress(
+        self, done: int, row: dict[str, Any], batch: Batch, seconds: float, total: float, heldout: float | None
+    ) -> Progress:
+        rate = len(batch.tokens) / seconds
+        flops = rate * flops_per_token(self.model.spec, self.recipe.rows.context)
+        return Progress(done, self.steps, row["loss"], row["bits_per_byte"], rate, flops, total, heldout)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGTERM and the first SIGINT into a checkpoint after the current step."""
+
+        def ask(number: int, frame: object) -> None:
+            self._stop = True
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one interrupts at once
+
+        try:
+            old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever owns the process owns its signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
+    """Build or reload everything for a run whose tokenizer and shards are in its folder."""
+    device.keep_memory()
+    place = device.choose(recipe.device, recipe.precision)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    train = Shards.open(run.train, tokenizer.hash())
+    heldout = Shards.open(run.heldout, tokenizer.hash())
+    if run.resolved.exists():
+        resolved = config.load_file(Recipe, run.resolved)
+    else:
+        resolved = resolve(recipe, tokenizer.vocab_size)
+    loader = Loader(train, rows=resolved.rows.count, context=resolved.rows.context, seed=resolved.seed)
+    assert isinstance(resolved.model, spec.Model)
+    if resolved.budget.minutes is not None:
+        resolved = replace(resolved, budget=Budget(steps=_affordable(resolved, loader, objective, place)))
+    if not run.resolved.exists():
+        run.write("resolved.toml", config.dump(resolved))
+        run.write("spec.toml", config.dump(resolved.model))
+        run.write_json("environment.json", device.environment())
+    model, optimizer = fresh(resolved, place)
+    trainer = Trainer(run, resolved, model, optimizer, loader, heldout, tokenizer, place, objective)
+    if (checkpoint := run.checkpoints(resolved.keep.count).latest()) is not None:
+        trainer.resume(checkpoint)
+    return trainer
+
+
+def fresh(recipe: Recipe, place: device.Device) -> tuple[Model, Optimizer]:
+    """Build an initialised model and its optimiser."""
+    assert isinstance(recipe.model, spec.Model)
+    model = initialise(build(recipe.model), recipe.seed, recipe.init).to(place.name)
+    return model, Optimizer(model, recipe.optim)
+
+
+def _affordable(recipe: Recipe, loader: Loader, objective: Objective, place: device.Device) -> int:
+    """Measure a few steps of a throw-away model and return how many fit into the budget's minutes."""
+    assert recipe.budget.minutes is not None
+    model, optimizer = fresh(recipe, place)
+    seconds = []
+    for i in range(6):
+        tick = time.perf_counter()
+        micros = [m.to(place.name) for m in loader.batch(i).split(recipe.rows.micro)]
+        autocast = torch.bfloat16 if place.precision == "bf16" else None
+        step(model, micros, objective, optimizer, factor=0.1, clip=recipe.clip, autocast=autocast)
+        device.synchronise(place)
+        seconds.append(time.perf_counter() - tick)
+    typical = sorted(seconds[1:])[len(seconds[1:]) // 2]
+    return max(10, int(recipe.budget.minutes * 60 / typical))
+
+
+@torch.inference_mode()
+def evaluate(model: Model, shards: Shards, rows: Any, place: device.Device, limit: int | None = None) -> float:
+    """Return bits per byte on shards: all of them, or the first `limit` bytes."""
+    nats, size = 0.0, 0
+    for batch in Loader(shards, rows=rows.count, context=rows.context, seed=0).evaluate():
+        outcome = causal(model, batch.to(place.name))
+        nats += outcome.loss.item()
+        size += batch.bytes
+        if limit is not None and size >= limit:
+            break
+    return nats / math.log(2) / max(size, 1)
+
+
+def flops_per_token(s: spec.Model, context: int) -> float:
+    """Count training FLOPs per token: 6 per weight in a matrix product, plus causal attention at half the square."""
+    from terakoya.model.build import count
+
+    table = s.vocab * (s.embed.factor or s.dim)
+    lookups = table * (0 if s.head.tied else 1) + (
+        s.context * s.dim if isinstance(s.embed.position, spec.Learned) else 0
+    )
+    attention = sum(
+        12 * a.heads * spec.head_dim(s, a) * context / 2
+        for block in s.layers()
+        for a in config.select(block, "attention")
+    )
+    return 6 * (count(s) - lookups) + attention
+
+
+def _row(done: int, result: Stepped, batch: Batch, rate: float) -> dict[str, Any]:
+    row = {
+        "step": done,
+        "loss": result.loss,
+        "bits_per_byte": result.loss * result.weight / math.log(2) / max(batch.bytes, 1),
+    }
+    row |= {"norm": result.norm, "factor": rate, "tokens": done * len(batch.tokens)}
+    return row | result.metrics | ({} if result.moved else {"skipped": True})

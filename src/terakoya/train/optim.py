@@ -1,0 +1,151 @@
+"""Optimisers over parameter groups by role: AdamW for all, or Muon for matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from terakoya.errors import TerakoyaError
+from terakoya.model.build import Role, roles
+from terakoya.model.model import Model
+
+DECAYED: frozenset[Role] = frozenset({"embed", "head", "matrix", "out", "router"})
+MATRICES: frozenset[Role] = frozenset({"matrix", "out"})
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov 2019) on everything; norms, biases and scalars do not decay."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Orthogonalised momentum for matrices (Jordan 2024); AdamW, with rates of its own, for the rest."""
+
+    lr: float = 0.02
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    embed_lr: float = 0.01
+    head_lr: float = 0.005
+    scalar_lr: float = 0.01
+    betas: tuple[float, float] = (0.8, 0.95)
+    eps: float = 1e-10
+
+
+Optim = AdamW | Muon
+
+
+class Optimizer:
+    """One optimiser for the whole model; its state is a flat table of named tensors."""
+
+    def __init__(self, model: Model, plan: Optim) -> None:
+        self.plan, kinds = plan, roles(model)
+        self.names = {p: name for name, p in model.named_parameters()}
+        learned = [(kinds[n], p) for n, p in model.named_parameters() if p.requires_grad]
+        if isinstance(plan, Muon):
+            self.matrices = [p for role, p in learned if role in MATRICES]
+            rates: dict[str, float] = {"embed": plan.embed_lr, "head": plan.head_lr}
+            rest = [(rates.get(role, plan.scalar_lr), 0.0, p) for role, p in learned if role not in MATRICES]
+        else:
+            self.matrices = []
+            rest = [(plan.lr, plan.weight_decay if role in DECAYED else 0.0, p) for role, p in learned]
+        self.momentum = {p: torch.zeros_like(p, memory_format=torch.preserve_format) for p in self.matrices}
+        groups = [
+            {"params": [p for rate, decay, p in rest if (rate, decay) == key], "lr": key[0], "weight_decay": key[1]}
+            for key in sorted({(rate, decay) for rate, decay, _ in rest})
+        ]
+        self.peaks = [g["lr"] for g in groups]
+        self.adam = torch.optim.AdamW(groups, betas=plan.betas, eps=plan.eps, fused=True) if groups else None
+
+    def step(self, factor: float) -> None:
+        """Move every parameter along its gradient, at `factor` of the peak rates."""
+        if self.adam is not None:
+            for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * factor
+            self.adam.step()
+        if isinstance(self.plan, Muon) and self.matrices:
+            self._muon(self.plan, factor)
+
+    @torch.no_grad()
+    def _muon(self, plan: Muon, factor: float) -> None:
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for p in self.matrices:
+            if p.grad is None:
+                continue
+            m = self.momentum[p]
+            m.lerp_(p.grad, 1 - plan.momentum)
+            by_shape.setdefault(p.shape, []).append(p)
+        for shape, params in by_shape.items():
+            # Nesterov: look ahead along the new momentum
+            stacked = torch.stack([p.grad.lerp(self.momentum[p], plan.momentum) for p in params if p.grad is not None])
+            updates = orthogonalise(stacked.flatten(0, -3)).view_as(stacked)
+            scale = plan.lr * factor * math.sqrt(max(1.0, shape[-2] / shape[-1]))
+            for p, update in zip(params, updates, strict=True):
+                p.mul_(1 - plan.lr * factor * plan.weight_decay).add_(update, alpha=-scale)
+
+    def zero(self) -> None:
+        """Forget the gradients."""
+        for p in self.names:
+            p.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every state tensor by "kind/parameter name"."""
+        out = {f"momentum/{self.names[p]}": m for p, m in self.momentum.items()}
+        if self.adam is not None:
+            for p, table in self.adam.state.items():
+                out |= {f"{kind}/{self.names[p]}": value for kind, value in table.items()}
+        return out
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave; anything missing or left over is an error."""
+        left = dict(state)
+        for p, m in self.momentum.items():
+            m.copy_(_take(left, f"momentum/{self.names[p]}"))
+        if self.adam is not None and left:
+            for group in self.adam.param_groups:
+                for p in group["params"]:
+                    self.adam.state[p] = {
+                        kind: _take(left, f"{kind}/{self.names[p]}").to(p.device)
+                        for kind in ("step", "exp_avg", "exp_avg_sq")
+                        if f"{kind}/{self.names[p]}" in left
+                    }
+        if left:
+            raise TerakoyaError("optimizer state", "does not belong to this model", given=", ".join(sorted(left)[:4]))
+
+
+def _take(state: dict[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise TerakoyaError("optimizer state", "lacks a tensor", given=name)
+    return state.pop(name)
+
+
+# Polar Express (Amsel 2025): the five quintics, each best for the interval of singular values the last one leaves.
+QUINTICS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalise(g: Tensor) -> Tensor:
+    """Replace each matrix by (nearly) the closest one with orthonormal rows or columns: g (N, R, C) -> (N, R, C)."""
+    x = g.bfloat16() if g.is_cuda else g.float()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    for a, b, c in QUINTICS:
+        gram = x @ x.mT
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, poly, x, beta=a)
+    return (x.mT if tall else x).to(g.dtype)

@@ -1,0 +1,147 @@
+"""A recipe: what to do, as data. TOML with `extends`, and `path=value` on the command line, all through `override`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from terakoya import config
+from terakoya.errors import TerakoyaError
+from terakoya.model import spec
+from terakoya.model.build import Init
+from terakoya.train.optim import AdamW, Muon, Optim
+from terakoya.train.schedule import Schedule, Stable
+from terakoya.zoo import lineage
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the text comes from."""
+
+    source: str = "python-stdlib"  # or a path: folder, .txt, .jsonl(.zst), .parquet
+    holdout: float = 0.02  # share of the documents never trained on
+    limit: int | None = None  # bytes of text at most; None: all
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer: trained on the corpus, or loaded from `path`."""
+
+    type: Literal["bpe", "unigram", "bytes", "chars"] = "bpe"
+    size: int = 8192
+    path: Path | None = None
+    sample: int = 16_000_000  # bytes of text to train it on
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The batch: `count` rows of `context` tokens a step, in `micro` parts whose gradients are summed."""
+
+    count: int = 16
+    context: int = 256
+    micro: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("count", "context", "micro"):
+            if getattr(self, name) < 1:
+                raise TerakoyaError(f"rows.{name}", given=getattr(self, name), allowed="1 or more")
+        if self.micro > self.count:
+            raise TerakoyaError("rows.micro", given=self.micro, allowed=f"at most rows.count={self.count}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long: `steps`, or `minutes` of training measured on this machine and turned into steps at the start."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise TerakoyaError("budget", "needs either steps or minutes", given=(self.steps, self.minutes))
+        if (self.steps or self.minutes or 0) <= 0:
+            raise TerakoyaError("budget", given=(self.steps or self.minutes), allowed="more than 0")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Checkpoints and looks at the held-out text, in steps; 0: only at the end."""
+
+    save: int = 0
+    evaluate: int = 0
+    count: int = 2  # checkpoints kept
+    evaluate_bytes: int = 400_000  # held-out text scored at each look on the way; the last look scores all
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run."""
+
+    model: str | spec.Model = "smollm2/micro"  # family, family/size, family/scale, or a whole spec
+    family: str = ""  # names the checkpoint's weights; empty: that of `model`
+    depth: int | None = None  # the one dial: dim = 64 * depth, rates follow
+    corpus: Corpus = field(default_factory=Corpus)
+    tokenizer: Vocabulary = field(default_factory=Vocabulary)
+    rows: Rows = field(default_factory=Rows)
+    budget: Budget = field(default_factory=lambda: Budget(steps=1000))
+    init: Init = field(default_factory=Init)
+    optim: Optim = field(default_factory=Muon)
+    schedule: Schedule = field(default_factory=Stable)
+    clip: float | None = 1.0
+    keep: Keep = field(default_factory=Keep)
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    seed: int = 0
+
+
+def load(path: Path, assignments: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and lay `path=value` texts over it."""
+    return assign(config.load_file(Recipe, path), assignments)
+
+
+def assign(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """Apply `path=value` texts; `model.depth=6` opens a model that was given by name."""
+    for text in assignments:
+        if text.startswith("model.") and isinstance(recipe.model, str):
+            recipe = opened(recipe)
+        recipe = config.assign(recipe, [text])
+    return recipe
+
+
+def opened(recipe: Recipe) -> Recipe:
+    """Replace a model's name by its spec, remembering the family."""
+    if not isinstance(recipe.model, str):
+        return recipe
+    family = recipe.family or recipe.model.partition("/")[0]
+    return replace(recipe, model=lineage.sized(recipe.model), family=family)
+
+
+def resolve(recipe: Recipe, vocab: int) -> Recipe:
+    """Derive every number that follows from others: the spec at this vocabulary and context, rates from the dial."""
+    recipe = opened(recipe)
+    s = recipe.model
+    assert isinstance(s, spec.Model)
+    if not recipe.family:
+        raise TerakoyaError("family", "a model given as a table must name the family that says where weights are kept")
+    lineage.family(recipe.family)
+    if recipe.depth is not None:
+        if recipe.depth < 1:
+            raise TerakoyaError("depth", given=recipe.depth, allowed="1 or more")
+        dim = 64 * recipe.depth
+        s = lineage.rescale(s, dim, recipe.depth, min(64, dim))
+        recipe = replace(recipe, optim=_rates_for(recipe.optim, dim), depth=None)
+    s = replace(s, vocab=vocab, context=max(recipe.rows.context, 1))
+    return replace(recipe, model=s)
+
+
+def _rates_for(optim: Optim, dim: int) -> Optim:
+    """Scale AdamW's rates with 1 / sqrt(width), from the width 256 they were tuned at; Muon's need no change."""
+    gain = (256 / dim) ** 0.5
+    match optim:
+        case AdamW():
+            return replace(optim, lr=optim.lr * gain)
+        case Muon():
+            return replace(optim, embed_lr=optim.embed_lr * gain, head_lr=optim.head_lr * gain)

@@ -1,0 +1,55 @@
+"""Learning-rate schedules as factors of the peak rate: pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from terakoya.errors import TerakoyaError
+
+
+@dataclass(frozen=True)
+class Stable:
+    """Warm up, stay, decay linearly over the last part (WSD, Hu 2024)."""
+
+    warmup: float = 0.02  # share of the steps
+    decay: float = 0.5
+    final: float = 0.05  # factor at the last step
+
+    def __post_init__(self) -> None:
+        if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
+            raise TerakoyaError("schedule", "warmup + decay must be at most 1", given=(self.warmup, self.decay))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Warm up, then half a cosine down to `final` (Loshchilov 2017)."""
+
+    warmup: float = 0.02
+    final: float = 0.1
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Warm up, then stay."""
+
+    warmup: float = 0.02
+
+
+Schedule = Stable | Cosine | Constant
+
+
+def factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Return the factor of the peak rate for `step` of 0 … steps - 1."""
+    warm = schedule.warmup * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    match schedule:
+        case Constant():
+            return 1.0
+        case Cosine(_, final):
+            done = (step + 1 - warm) / max(1.0, steps - warm)
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        case Stable(_, decay, final):
+            left = (steps - 1 - step) / max(1.0, decay * steps)
+            return 1.0 if left >= 1 else final + (1 - final) * left
