@@ -40,6 +40,8 @@ def every_kind() -> dict[str, torch.Tensor]:
         "empty.shape": torch.empty(3, 0, 2, dtype=torch.bfloat16),
         "transposed": base.t(),
         "sliced": base[1:3, ::2],
+        "strided": base.reshape(-1)[::2],
+        "conjugate": torch.tensor([1 + 2j, -3j], dtype=torch.complex64).conj(),
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "重み🧑‍🏫": torch.ones(1),
     }
@@ -91,8 +93,10 @@ def test_files_are_ordinary_safetensors(tmp_path: Path) -> None:
     assert same(dict(sorted(safetensors.torch.load(data).items())), dict(sorted(every_kind().items())))
     with safetensors.safe_open(path / "model" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    entries = Checkpoint.open(path).files["model/model.safetensors"].tensors
-    assert all(entry.start % tensorfile.DTYPES[entry.dtype].itemsize == 0 for entry in entries.values())
+    for size in range(1, 9):  # whatever the length of the header, every tensor begins aligned
+        kinds = {f"{'x' * size}{name}": tensor for name, tensor in every_kind().items()}
+        _, spans = tensorfile.layout(kinds)
+        assert all(spans[name][0] % tensor.element_size() == 0 for name, tensor in kinds.items())
 
 
 def test_manifest_says_where_each_tensor_lies(tmp_path: Path) -> None:
@@ -217,6 +221,47 @@ def test_missing_files_and_wrong_names(tmp_path: Path) -> None:
     with pytest.raises(CorruptCheckpoint):
         checkpoints.latest()
     assert Checkpoints(tmp_path / "new").latest() is None
+
+
+def test_more_bytes_than_written_and_a_wrong_name_are_damage(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path).save(3, small(), {}, EXTRA)
+    with open(path / "optimizer.safetensors", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptCheckpoint, match=r"optimizer\.safetensors: has \d+ bytes where \d+ were written"):
+        Checkpoint.open(path).verify()
+    Checkpoints(tmp_path).save(3, small(), {}).rename(tmp_path / "step-00000004")
+    assert Checkpoint.open(tmp_path / "step-00000004").step == 3
+    with pytest.raises(CorruptCheckpoint, match="holds step 3"):
+        Checkpoints(tmp_path).latest()
+
+
+def test_bytes_are_on_the_disk_when_fsync_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer that is flushed after the fsync makes the fsync an empty gesture."""
+    synced: dict[int, int] = {}
+
+    def spy(handle: int) -> None:
+        status = os.fstat(handle)
+        synced[status.st_ino] = status.st_size
+
+    monkeypatch.setattr(os, "fsync", spy)
+    path = Checkpoints(tmp_path).save(3, small(), {}, EXTRA)
+    for place in [*path.rglob("*"), path, tmp_path]:
+        assert place.stat().st_ino in synced, f"{place} was never synced"
+        assert place.is_dir() or synced[place.stat().st_ino] == place.stat().st_size, f"{place} was synced too early"
+
+
+def test_a_good_one_put_aside_outlives_a_failed_save_over_a_broken_one(tmp_path: Path) -> None:
+    class NoName(Files):
+        def rename(self, source: Path, target: Path) -> None:
+            if target.name == "step-00000005":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().rename(source, target)
+
+    Checkpoints(tmp_path).save(5, small(1), {}).rename(tmp_path / "step-00000005.old")
+    (Checkpoints(tmp_path).save(5, small(2), {}) / manifest.NAME).write_bytes(b"broken")
+    with pytest.raises(TerakoyaError, match=os.strerror(errno.EIO)):
+        Checkpoints(tmp_path, files=NoName()).save(5, small(3), {})
+    assert holds(Checkpoints(tmp_path).latest(), 1)
 
 
 def test_a_broken_newer_one_is_passed_over_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ import torch
 from terakoya.errors import TerakoyaError
 from terakoya.train.checkpoint import Checkpoints
 from terakoya.train.files import Files
-from torture import torture
+from tests.torture import torture
 
 Effect = tuple[str, str, object]  # what, path below the root, other path or data
 Tree = dict[str, "bytes | Tree"]
