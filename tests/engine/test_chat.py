@@ -110,6 +110,7 @@ def test_room_is_kept_for_the_answer_up_to_a_quarter(tokenizer: Tokenizer) -> No
     long = chat.say("y" * 20, Sampling(temperature=0, max_tokens=10_000))
     assert long.notice is not None
     assert long.prompt_tokens <= 150
+    assert chat.say("y", Sampling(temperature=0, max_tokens=10_000)).notice is None
     short = chat.say("y" * 20, SHORT)
     assert short.notice is None
     assert 150 < short.prompt_tokens <= 194

@@ -230,6 +230,19 @@ def test_text_is_not_held_back_without_a_reason() -> None:
     assert [t.text for t in tokens] == ["あ", "い", "#x", "", "😀"]
 
 
+def test_what_was_held_back_comes_out_in_the_end() -> None:
+    pieces = Pieces([b"a#", b"#"])
+    for script, finish in (([0, 1], "length"), ([0, pieces.eos], "end")):
+        done = complete(play(script, 3), pieces, [0], Sampling(temperature=0, max_tokens=2, stop=("###",)))
+        assert (done.text, done.finish) == ("a##" if finish == "length" else "a#", finish)
+
+
+def test_penalties_count_what_the_answer_says() -> None:
+    pieces = Pieces([b"a", b"b"])
+    sampling = Sampling(temperature=0, max_tokens=6, frequency=20.0, logit_bias=((2, -100.0),))
+    assert complete(play([1] * 6, 3), pieces, [1], sampling).text == "bbbaba"
+
+
 def test_samples_follow_the_model(tokenizer: Tokenizer) -> None:
     model = tiny(seed=4)
     logits = read(model, Memory(), PROMPT)
