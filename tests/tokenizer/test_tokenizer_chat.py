@@ -15,9 +15,10 @@ from terakoya.tokenizer.templates import recognise, to_jinja
 from tests.tokenizer.texts import CORPUS, MARKS, plain_texts, texts
 
 LAW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MARKED = tuple(
-    "<s> </s> <bos> <start_of_turn> <end_of_turn> <|eot_id|> <|start_header_id|> <|end_header_id|> <|end|> <|user|> "
-    "<|assistant|> <|system|> <|im_start|> <|im_end|> <|endoftext|>".split()
+MARKED = (
+    *("<s>", "</s>", "<bos>", "<start_of_turn>", "<end_of_turn>", "<|eot_id|>", "<|start_header_id|>"),
+    *("<|end_header_id|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"),
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
 )
 
 
@@ -126,8 +127,9 @@ def test_what_is_trained_is_the_answer_and_its_stop(every: Tokenizer, messages: 
         assert set(found.weights) <= {0.0, 1.0}
         turn = template.turns["assistant"]
         strip = str.strip if template.trim else str
-        answers = [turn.lead + strip(m.content) + turn.tail for m in messages if m.role == "assistant"]
-        assert every.decode(learnt, specials=True) == "".join(answers).replace("{eos}", "</s>")
+        tail = turn.tail.replace("{eos}", "</s>")
+        answers = [turn.lead + strip(m.content) + tail for m in messages if m.role == "assistant"]
+        assert every.decode(learnt, specials=True) == "".join(answers)
         for i, (id, weight) in enumerate(zip(found.ids, found.weights, strict=True)):
             if weight and (i + 1 == len(found.ids) or not found.weights[i + 1]):
                 assert id in every.specials.values(), "the stop token is trained"

@@ -130,9 +130,7 @@ def _names(tokenizer: Tokenizer, template: Template) -> dict[str, str]:
     if tokenizer.eos is not None:
         names["{eos}"] = by_id[tokenizer.eos]
     elif "{eos}" in template.turns["assistant"].tail:
-        raise TerakoyaError(
-            f"chat template {template.name}", f"ends answers with eos, which {tokenizer.name} has not"
-        )
+        raise TerakoyaError(f"chat template {template.name}", f"ends answers with eos, which {tokenizer.name} has not")
     return names
 
 

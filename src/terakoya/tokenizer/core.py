@@ -22,9 +22,10 @@ _MARK = re.compile(r"[<\[]\S+[>\]]")
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # what closes a document, where eos may close only a turn
 _TURNS = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>")
 # Markup that vocabularies hold as ordinary pieces (Gemma's HTML): text, not control.
-_HTML = frozenset(
-    "a b i u p s br hr h1 h2 h3 h4 h5 h6 li ol ul td th tr sub sup pre div img code span table tbody thead tfoot "
-    "caption blockquote strong em dl dt dd".split()
+_HTML = re.compile(
+    r"a|b|i|u|p|s|[bht]r|h[1-6]|[ou]l|li|t[dh]|su[bp]|pre|div|img|code|span|d[ldt]|em|strong|"
+    r"table|t(head|body|foot)|caption|blockquote",
+    re.IGNORECASE,
 )
 
 
@@ -88,13 +89,10 @@ class Tokenizer:
         """Encode many texts on all cores; the same ids as `encode` of each."""
         texts = list(texts)
         try:
-            found = self._plain.encode_batch_fast(texts, add_special_tokens=False)
-        except (TypeError, UnicodeError):
-            for i, text in enumerate(texts):
+            found = guarded(self.name, lambda: self._plain.encode_batch_fast(texts, add_special_tokens=False))
+        except TerakoyaError:
+            for i, text in enumerate(texts):  # the likely reason, said better
                 utf8("text" if len(texts) == 1 else f"text {i}", text)
-            raise
-        except BaseException as error:  # a panic of the library is a BaseException: let `guarded` word it
-            guarded(self.name, _raiser(error))
             raise
         return [e.ids for e in found]
 
@@ -273,7 +271,7 @@ def _is_control(token: Json) -> bool:
     name = token["content"]
     if token.get("special"):
         return True
-    return bool(_MARK.fullmatch(name.strip("▁ "))) and name.strip("▁ </>").lower() not in _HTML
+    return bool(_MARK.fullmatch(name.strip("▁ "))) and not _HTML.fullmatch(name.strip("▁ </>"))
 
 
 def _known(template: str | None) -> str | None:
@@ -282,10 +280,3 @@ def _known(template: str | None) -> str | None:
             "chat template", "is not known", given=template, allowed=list(TEMPLATES), hint=nearest(template, TEMPLATES)
         )
     return template
-
-
-def _raiser(error: BaseException):  # noqa: ANN202
-    def call() -> None:
-        raise error
-
-    return call

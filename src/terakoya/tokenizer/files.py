@@ -9,7 +9,7 @@ from typing import Any
 from terakoya.errors import TerakoyaError
 from terakoya.tokenizer import sentencepiece
 from terakoya.tokenizer.core import Tokenizer
-from terakoya.tokenizer.rust import Json, parse
+from terakoya.tokenizer.rust import Json, parse, understood
 from terakoya.tokenizer.templates import TEMPLATES, recognise, to_jinja
 
 _LARGEST = 256 << 20  # bytes; the largest published tokenizer.json is about 35 MB
@@ -64,15 +64,19 @@ def _from_json(path: Path) -> Tokenizer:
     source = _template(path, config)
     template = ours.get("template") or recognise(source)
     name = ours.get("name") or path.parent.name or path.stem
-    return Tokenizer(description, name=str(name), template=template, jinja=source, **marks)
+    return understood(
+        str(path), lambda: Tokenizer(description, name=str(name), template=template, jinja=source, **marks)
+    )
 
 
 def _ids(description: Json) -> dict[str, int]:
     """Ids of the tokens that may be bos, eos or pad; a malformed file is left for Tokenizer to name."""
     added = description.get("added_tokens")
-    found = {t["content"]: t["id"] for t in added if isinstance(t, dict) and "content" in t and "id" in t} if (
-        isinstance(added, list)
-    ) else {}
+    found = (
+        {t["content"]: t["id"] for t in added if isinstance(t, dict) and "content" in t and "id" in t}
+        if (isinstance(added, list))
+        else {}
+    )
     model = description.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, dict):

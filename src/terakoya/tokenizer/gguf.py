@@ -9,7 +9,7 @@ from typing import Any
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.tokenizer.core import Tokenizer
 from terakoya.tokenizer.pattern import GPT2, LLAMA3, QWEN2
-from terakoya.tokenizer.rust import Json
+from terakoya.tokenizer.rust import Json, understood
 from terakoya.tokenizer.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USER, Piece, Rules, describe
 from terakoya.tokenizer.templates import recognise
 
@@ -26,6 +26,10 @@ _KINDS = ("gpt2", "llama")
 
 def from_gguf(metadata: Mapping[str, Any], *, name: str | None = None) -> Tokenizer:
     """Make a tokenizer of GGUF metadata: `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE by scores)."""
+    return understood("tokenizer.ggml", lambda: _read(metadata, name))
+
+
+def _read(metadata: Mapping[str, Any], name: str | None) -> Tokenizer:
     kind = metadata.get(f"{_KEY}model")
     if kind not in _KINDS:
         raise TerakoyaError(f"{_KEY}model", "is not supported", given=kind, allowed=_KINDS)

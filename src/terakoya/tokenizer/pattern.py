@@ -76,7 +76,9 @@ def _explodes(pattern: str) -> bool:
         elif c == "|":
             if len(stack) > 1:
                 stack[-1] = True
-        elif c in "*+" or (c == "{" and "," in pattern[i : (end := _after(pattern, i, "}"))] and pattern[end - 2] == ","):
+        elif c in "*+" or (
+            c == "{" and "," in pattern[i : (end := _after(pattern, i, "}"))] and pattern[end - 2] == ","
+        ):
             if was:
                 return True
             stack[-1] = True

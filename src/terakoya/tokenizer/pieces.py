@@ -14,7 +14,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 @cache
 def byte_letters() -> tuple[str, ...]:
-    """The letter that stands for each byte in byte-level vocabularies (GPT-2's table: printable bytes are themselves)."""
+    """The letter that stands for each byte in byte-level vocabularies (GPT-2: printable bytes are themselves)."""
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     spare = iter(range(256, 512))
     return tuple(chr(b if b in plain else next(spare)) for b in range(256))

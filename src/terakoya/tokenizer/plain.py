@@ -8,7 +8,7 @@ from typing import Any
 from terakoya.errors import TerakoyaError
 from terakoya.tokenizer.pattern import check_pattern
 from terakoya.tokenizer.pieces import parts
-from terakoya.tokenizer.rust import Json
+from terakoya.tokenizer.rust import Json, utf8
 
 MOST_IDS = 1 << 22  # ids are a table; the largest published vocabularies stay under 300,000
 _MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
@@ -32,6 +32,7 @@ def vocabulary(place: str, description: Json) -> dict[int, str]:
         _put(place, found, token.get("id"), token["content"])
     if not found:
         raise TerakoyaError(f"{place} model.vocab", "is empty")
+    utf8(f"{place} vocabulary", "".join(found.values()))
     return found
 
 
@@ -75,7 +76,9 @@ def plain(place: str, description: Json, ids: dict[int, str], hidden: Collection
         "model": model,
         "added_tokens": kept,
         "post_processor": None,
-        "pre_tokenizer": _apart(description.get("pre_tokenizer")) if bytes_in_reach else description.get("pre_tokenizer"),
+        "pre_tokenizer": _apart(description.get("pre_tokenizer"))
+        if bytes_in_reach
+        else description.get("pre_tokenizer"),
     }
 
 

@@ -29,6 +29,14 @@ def guarded(place: str, call: Callable[[], R]) -> R:
         raise
 
 
+def understood(place: str, call: Callable[[], R]) -> R:
+    """Read a stranger's nested data; where it has another shape than the format says, TerakoyaError."""
+    try:
+        return call()
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise TerakoyaError(place, f"is malformed ({type(error).__name__}: {str(error)[:120]})") from error
+
+
 def build(place: str, description: Mapping[str, Any]) -> Rust:
     """Make a Rust tokenizer of the contents of a tokenizer.json."""
     from tokenizers import Tokenizer as Rust
@@ -74,4 +82,6 @@ def utf8(place: str, text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         bad = f"U+{ord(text[error.start]):04X}"
-        raise TerakoyaError(place, f"holds the lone surrogate {bad} at character {error.start}; that is no text") from None
+        raise TerakoyaError(
+            place, f"holds the lone surrogate {bad} at character {error.start}; that is no text"
+        ) from None

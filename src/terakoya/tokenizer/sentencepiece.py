@@ -56,7 +56,9 @@ def read(place: str, data: bytes, name: str) -> Tokenizer:
     if not pieces:
         raise TerakoyaError(place, "is no SentencePiece model: it has no pieces")
     if trainer.get(24):
-        raise TerakoyaError(place, "puts spaces at the end of words (treat_whitespace_as_suffix); that is not supported")
+        raise TerakoyaError(
+            place, "puts spaces at the end of words (treat_whitespace_as_suffix); that is not supported"
+        )
     kind = trainer.get(3, _UNIGRAM)
     if kind not in (_UNIGRAM, _BPE, _CHAR):
         raise TerakoyaError(f"{place} model_type", "is not supported", given=kind, allowed=("unigram", "bpe", "char"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, TextIO
 
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.tokenizer.core import Tokenizer
@@ -30,7 +32,9 @@ def train(
     """Train a tokenizer on a stream of texts; every kind gives back any text exactly.
 
     `vocab` is the most ids it may have, control tokens and the 256 bytes included; a small corpus gives fewer. `once`
-    is how often a BPE pair must occur to become a piece. The first of `specials` ends documents.
+    is how often a BPE pair must occur to become a piece. `<|endoftext|>`, or else the first of `specials`, ends
+    documents; `<s>` and `</s>` together stand round them. The same texts give the same tokenizer, but for unigram:
+    the library sums its likelihoods in no fixed order.
     """
     if kind not in KINDS:
         raise TerakoyaError("tokenizer kind", "is not known", given=kind, allowed=KINDS, hint=nearest(kind, KINDS))
@@ -107,9 +111,10 @@ def _unigram(texts: _Checked, vocab: int, specials: Sequence[str], once: int) ->
     rust.pre_tokenizer = pre_tokenizers.Split(Regex(TERAKOYA), "isolated")  # type: ignore[assignment]
     room = vocab - len(specials) - 1 - 256
     trainer = trainers.UnigramTrainer(
-        vocab_size=max(room, 1) + 1, special_tokens=[_UNKNOWN], unk_token=_UNKNOWN, show_progress=False
+        vocab_size=room + 2, special_tokens=[_UNKNOWN], unk_token=_UNKNOWN, show_progress=False
     )
-    learnt = _trained(rust, texts, trainer)["model"]["vocab"]
+    with TemporaryFile("w+", encoding="utf-8") as file:
+        learnt = _trained(rust, _common(texts, max(room // 2, 1), file), trainer)["model"]["vocab"]
     rows = sorted((r for r in learnt if r[0] != _UNKNOWN), key=lambda r: (-r[1], r[0]))[:room]
     low = min((r[1] for r in rows), default=-1.0)
     head = [*([s, 0.0] for s in specials), [_UNKNOWN, 0.0], *([b, low] for b in _BYTES)]
@@ -136,9 +141,29 @@ def _bytes(texts: _Checked, vocab: int, specials: Sequence[str], once: int) -> J
     return described | {"decoder": level}
 
 
-def _trained(rust: Any, texts: _Checked, trainer: Any) -> Json:
-    import json
+def _common(texts: _Checked, most: int, file: TextIO) -> _Checked:
+    """The texts, read once and kept in `file`, with rare characters cut out: these are left to the bytes.
 
+    The trainer would give every character a piece, and refuse a vocabulary that has not room for all of them. Kept
+    are the `most` frequent, or fewer if they make up 99.95 % (SentencePiece's default for Japanese).
+    """
+    seen: Counter[str] = Counter()
+    for text in texts:
+        seen.update(text)
+        file.write(json.dumps(text) + "\n")
+    texts.settle()
+    file.seek(0)
+    kept, left = set(), seen.total() * 0.9995
+    for char in sorted(seen, key=lambda c: (-seen[c], c))[:most]:
+        if left <= 0:
+            break
+        kept.add(char)
+        left -= seen[char]
+    rare = dict.fromkeys(map(ord, set(seen) - kept), "\n" if "\n" in kept else None)
+    return _Checked(json.loads(line).translate(rare) for line in file)
+
+
+def _trained(rust: Any, texts: _Checked, trainer: Any) -> Json:
     try:
         guarded("training", lambda: rust.train_from_iterator(texts, trainer=trainer))
     except TerakoyaError:
