@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from terakoya.model import spec
 from terakoya.model.context import Context
 from terakoya.model.norm import Norm
-from terakoya.model.position import Alibi, Relative, mscale, rope_table, rotate
+from terakoya.model.position import Alibi, Buckets, Relative, mscale, rope_table, rotate
 from terakoya.ops.attend import Look
 
 
@@ -32,6 +32,8 @@ class Attention(nn.Module):
         match s.position:
             case spec.Alibi() as alibi:
                 self.position: nn.Module | None = Alibi(alibi, H, self.look.scale)
+            case spec.Buckets() as buckets:
+                self.position = Buckets(buckets, H)
             case spec.Relative():
                 self.position = Relative(D, H, K, self.look.scale)
             case _:
@@ -94,7 +96,7 @@ class Latent(nn.Module):
         yarn = s.position.scaling
         if isinstance(yarn, spec.Yarn) and yarn.mscale_all:  # V3 squares it into the scores
             scale *= mscale(yarn.factor, yarn.mscale_all) ** 2
-        self.look = Look(scale=scale, causal=s.causal)
+        self.look = Look(scale=scale)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Mix over time: x (T, D) -> (T, D)."""

@@ -78,7 +78,7 @@ def _role(name: str, p: Tensor, norms: set[str]) -> Role:
         return "head" if leaf == "weight" else "bias"
     if leaf == "bias" or leaf == "choice_bias":
         return "bias"
-    if p.dim() < 2 or leaf in ("sinks", "u", "w"):
+    if p.dim() < 2 or leaf in ("sinks", "u", "w") or owner.endswith(".position"):
         return "scalar"
     if owner.endswith(".router") or owner.endswith(".shared_gate"):
         return "router"

@@ -117,6 +117,23 @@ class Alibi(nn.Module):
         return -slopes * (q_pos[:, None] - k_pos[None, :]) * self.scale
 
 
+class Buckets(nn.Module):
+    """Score term table[bucket(distance)]: near distances one bucket each, far ones by logarithm (Raffel 2019)."""
+
+    def __init__(self, s: spec.Buckets, heads: int) -> None:
+        super().__init__()
+        self.spec = s
+        self.weight = nn.Parameter(torch.empty(s.count, heads))
+
+    def forward(self, q: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """Return the term: q (B, T, H, K), q_pos (T,), k_pos (S,) -> (H, T, S)."""
+        near, last = self.spec.count // 2, self.spec.count - 1
+        gap = (q_pos[:, None] - k_pos[None, :]).clamp(min=0)
+        steps = torch.log(gap.clamp(min=1).float() / near) / math.log(self.spec.furthest / near)
+        far = near + (steps * (self.spec.count - near)).long()
+        return self.weight[torch.where(gap < near, gap, far.clamp(max=last))].permute(2, 0, 1)
+
+
 class Relative(nn.Module):
     """Transformer-XL's score term: (q + w) · W_r sinusoid(distance), and u · k by way of q + u (Dai 2019)."""
 

@@ -14,6 +14,14 @@ from typing import Literal
 
 from terakoya.errors import TerakoyaError
 
+
+def _positive(node: object, *names: str) -> None:
+    for name in names:
+        value = getattr(node, name)
+        if value is not None and value < 1:
+            raise TerakoyaError(f"{type(node).__name__.lower()}.{name}", given=value, allowed="1 or more")
+
+
 Act = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "quick_gelu", "swiglu_clamped"]
 
 
@@ -117,6 +125,14 @@ class Alibi:
 
 
 @dataclass(frozen=True)
+class Buckets:
+    """A learned score per head and bucket of distance, buckets growing by logarithm (Raffel 2019); LaMDA."""
+
+    count: int = 32
+    furthest: int = 128
+
+
+@dataclass(frozen=True)
 class Relative:
     """Transformer-XL's term (q + w) · W_r sinusoid(distance) and u · k (Dai 2019); Gopher, Chinchilla."""
 
@@ -147,12 +163,18 @@ class Window:
 
     size: int
 
+    def __post_init__(self) -> None:
+        _positive(self, "size")
+
 
 @dataclass(frozen=True)
 class Chunk:
     """Its own chunk of `size` positions (Llama 4)."""
 
     size: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "size")
 
 
 Reach = Full | Window | Chunk
@@ -188,7 +210,7 @@ class Attention:
     bias: bool = False
     out_bias: bool = False
     causal: bool = True
-    position: Rope | Alibi | Relative | None = None
+    position: Rope | Alibi | Buckets | Relative | None = None
     reach: Reach = field(default_factory=Full)
     scale: float | None = None  # None: head_dim ** -0.5
     scale_by_layer: bool = False  # GPT-2 option: divide the scale by the layer's number, from 1
@@ -199,8 +221,7 @@ class Attention:
     temper: Temper | None = None
 
     def __post_init__(self) -> None:
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
-            raise TerakoyaError("attention.kv_heads", given=self.kv_heads, allowed=f"divisors of heads={self.heads}")
+        _positive(self, "heads", "kv_heads", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -216,8 +237,10 @@ class Latent:
     position: Rope = field(default_factory=lambda: Rope(interleaved=True))
     scale: float | None = None
     norm: Norm = field(default_factory=RMSNorm)
-    causal: bool = True
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "heads", "kv_rank", "nope", "rope", "value", "q_rank")
 
 
 @dataclass(frozen=True)
@@ -229,6 +252,9 @@ class MLP:
     gated: bool = False
     bias: bool = False
 
+    def __post_init__(self) -> None:
+        _positive(self, "hidden")
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -237,6 +263,10 @@ class Groups:
     count: int
     keep: int
     by: Literal["max", "top2"] = "max"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= self.count:
+            raise TerakoyaError("groups.keep", given=self.keep, allowed=f"1 to count={self.count}")
 
 
 @dataclass(frozen=True)
@@ -259,6 +289,8 @@ class MoE:
     def __post_init__(self) -> None:
         if not 0 < self.top_k <= self.count:
             raise TerakoyaError("moe.top_k", given=self.top_k, allowed=f"1 to count={self.count}")
+        if self.groups and self.count % self.groups.count:
+            raise TerakoyaError("groups.count", given=self.groups.count, allowed=f"divisors of count={self.count}")
 
 
 Mixer = Attention | Latent | MLP | MoE
@@ -309,7 +341,9 @@ class Head:
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder. Layer i is `blocks[layout[i]]`; without a layout the blocks repeat in turn."""
+    """A decoder. Without a layout the blocks repeat in turn; with one, layer i is `blocks[layout[i]]`, and the layers
+    after its end are like its last: (0, 1) is one block of the first kind, then the second to the end.
+    """
 
     vocab: int
     dim: int
@@ -328,20 +362,25 @@ class Model:
         if not self.blocks:
             raise TerakoyaError("model.blocks", "is empty", allowed="at least one block")
         if self.layout is not None and (
-            len(self.layout) != self.depth or any(not 0 <= i < len(self.blocks) for i in self.layout)
+            not 0 < len(self.layout) <= self.depth or any(not 0 <= i < len(self.blocks) for i in self.layout)
         ):
             raise TerakoyaError(
-                "model.layout", given=self.layout, allowed=f"{self.depth} indices below {len(self.blocks)}"
+                "model.layout", given=self.layout, allowed=f"1 to {self.depth} indices below {len(self.blocks)}"
             )
 
     def layers(self) -> tuple[Block, ...]:
         """Return the block of each layer, from the first to the last."""
-        order = self.layout or tuple(i % len(self.blocks) for i in range(self.depth))
-        return tuple(self.blocks[i] for i in order)
+        if self.layout is None:
+            return tuple(self.blocks[i % len(self.blocks)] for i in range(self.depth))
+        rest = self.depth - len(self.layout)
+        return tuple(self.blocks[i] for i in (*self.layout, *self.layout[-1:] * rest))
 
 
 def head_dim(model: Model, attention: Attention) -> int:
-    """Return the width K of one head; an error where `dim` does not divide."""
+    """Return the width K of one head; an error where heads and their numbers do not divide."""
+    if attention.kv_heads is not None and attention.heads % attention.kv_heads:
+        allowed = [g for g in range(1, attention.heads + 1) if attention.heads % g == 0]
+        raise TerakoyaError("attention.kv_heads", given=attention.kv_heads, allowed=allowed)
     if attention.head_dim is not None:
         return attention.head_dim
     if model.dim % attention.heads:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer, from_gguf
 from terakoya.zoo import lineage
 from terakoya.zoo.gguf import GGUF, is_gguf
-from terakoya.zoo.hf import read_config, write_config
+from terakoya.zoo.hf import read_config, simplest, unknown, write_config
 from terakoya.zoo.names import Layout, Match, Rule, expand
 from terakoya.zoo.weights import open_weights, save_weights
 
@@ -110,7 +111,7 @@ def make_config(s: spec.Model, name: str, tokenizer: Tokenizer | None, dtype: to
     config |= write_config(s, lineage.keys(name)) | {"dtype": str(dtype).removeprefix("torch.")}
     if tokenizer is not None:
         config |= {k: v for k, v in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)) if v is not None}
-    if read_config(lineage.base(name), lineage.keys(name), config, "config.json") != s:
+    if read_config(lineage.base(name), lineage.keys(name), config, "config.json") != simplest(s):
         raise TerakoyaError(f"family {name}", "cannot say this structure in its config.json; save it as its own family")
     return config
 
@@ -119,7 +120,7 @@ def tensors(model: Model, name: str, dtype: torch.dtype | None = None) -> dict[s
     """Return the weights under the names and in the layouts of the family's checkpoints."""
     own = parameters(model)
     out: dict[str, Tensor] = {}
-    for match in expand(_untied(lineage.rules(name), model.spec), list(own), f"family {name}"):
+    for match in expand(lineage.rules(name), list(own), f"family {name}"):
         whole = fuse([own[n].detach() for n in match.ours], match.layout, model.spec)
         whole = whole if dtype is None else whole.to(dtype)
         if "{e}" in match.theirs:
@@ -135,13 +136,32 @@ def spec_of(config: Mapping[str, Any], place: str) -> tuple[str, spec.Model]:
     known = [f.model_type for f in lineage.families().values() if f.model_type]
     if not isinstance(wanted, str):
         raise TerakoyaError(f"{place}: model_type", "is missing", allowed=sorted(known))
-    f = lineage.by_model_type(wanted)
+    f = lineage.by_model_type(wanted, config)
     if f is None:
-        raise TerakoyaError(f"{place}: model_type", given=wanted, allowed=sorted(known), hint=nearest(wanted, known))
+        hint = _closest(wanted, config)
+        raise TerakoyaError(f"{place}: model_type", given=wanted, allowed=sorted(set(known)), hint=hint)
     full = lineage.defaults(f.name) | dict(config)
     s = read_config(lineage.base(f.name), lineage.keys(f.name), full, place)
     _refuse_absurd(s, place)
     return f.name, s
+
+
+def _closest(wanted: str, config: Mapping[str, Any]) -> str:
+    """Say which family's table reads most of a config.json, and what it would not understand."""
+    best: tuple[int, float, str, list[str]] | None = None
+    for f in lineage.families().values():
+        if f.model_type is None or f.when:
+            continue
+        table = lineage.keys(f.name)
+        strange = unknown(table, config)
+        lacking = sum(1 for target in table.values() if isinstance(target, str)) - sum(k in config for k in table)
+        alike = SequenceMatcher(None, wanted, f.model_type).ratio()
+        row = (3 * len(strange) + max(0, lacking), -alike, f.model_type, strange)
+        best = row if best is None or row[:2] < best[:2] else best
+    if best is None or len(best[3]) > len(config) // 2:
+        return nearest(wanted, [f.model_type for f in lineage.families().values() if f.model_type])
+    differs = f", but for {', '.join(best[3][:8])}" if best[3] else ", in every key"
+    return f"its config.json reads like {best[2]!r}{differs}"
 
 
 def fill(
@@ -204,7 +224,9 @@ def _locate(plan: list[Match], theirs: set[str], s: spec.Model) -> tuple[list[Ma
 def _expert_names(name: str, match: Match, s: spec.Model) -> list[str]:
     if "{e}" not in name:
         return [name]
-    count = select(s, "moe")[0].count
+    count = select(s, "moe")[0].count if ".experts." in match.ours[0] else select(s, "attention")[0].heads
+    if match.ours[0].endswith(".k_norm.weight"):
+        count = select(s, "attention")[0].kv_heads or count
     return [name.replace("{e}", str(e)) for e in range(count)]
 
 
@@ -221,6 +243,9 @@ def split(whole: Tensor, shapes: list[torch.Size], layout: Layout, s: spec.Model
     if layout.paired:
         n = _heads(layout.paired, s)
         return [whole.unflatten(0, (n, -1, 2)).transpose(1, 2).flatten(0, 2)]
+    if layout.tiled:
+        g = _heads("kv_heads", s)
+        return [whole.unflatten(d, (_heads("heads", s) // g, g, -1)).transpose(d, d + 1).flatten(d, d + 2)]
     if len(shapes) == 1:
         return [whole]
     sizes = [shape[d] for shape in shapes]
@@ -234,6 +259,9 @@ def fuse(parts: list[Tensor], layout: Layout, s: spec.Model) -> Tensor:
     if layout.paired:
         n = _heads(layout.paired, s)
         return parts[0].unflatten(0, (n, 2, -1)).transpose(1, 2).flatten(0, 2)
+    if layout.tiled:
+        g = _heads("kv_heads", s)
+        return parts[0].unflatten(d, (g, _heads("heads", s) // g, -1)).transpose(d, d + 1).flatten(d, d + 2)
     whole = parts[0]
     if len(parts) > 1:
         g = parts[0].shape[d] if layout.groups == "rows" else _heads(layout.groups, s)
@@ -252,18 +280,15 @@ def _settle_tie(s: spec.Model, table: Iterable[Rule], theirs: set[str], get: Cal
     """Let the file decide: a stored head that differs from the token table is no tied head."""
     from terakoya.config import override
 
-    names = {rule[0]: rule[1] for rule in table}
+    names = {rule[0]: rule[1] for rule in reversed(tuple(table))}  # the first rule counts
     head = names.get("head.*", names.get("head.weight", "")).replace("*", "weight")
     if s.head.tied and head in theirs:
         token = names["embed.token.weight"]
         token = token if token in theirs else token.partition(".")[2]
         if token in theirs and not torch.equal(get(head), get(token)):
             return override(s, {"head.tied": False})
+        theirs.remove(head)  # a copy of the token table
     return s
-
-
-def _untied(table: tuple[Rule, ...], s: spec.Model) -> tuple[Rule, ...]:
-    return table
 
 
 def _refuse_absurd(s: spec.Model, place: str) -> None:
@@ -309,7 +334,7 @@ GGUF_KEYS = {  # llama.cpp's metadata under the architecture's prefix, as config
 def _gguf_spec(file: GGUF, path: Path) -> tuple[str, spec.Model]:
     arch = str(file.metadata.get("general.architecture"))
     f = lineage.by_model_type(arch)
-    if f is None or not lineage.rules(f.name, "gguf"):
+    if f is None or not f.gguf:
         known = [g.model_type for g in lineage.families().values() if g.model_type and g.gguf]
         raise TerakoyaError(f"{path}: general.architecture", given=arch, allowed=known)
     scaled = file.metadata.get(f"{arch}.rope.scaling.type", "none")

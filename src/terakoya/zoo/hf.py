@@ -1,349 +1,155 @@
 """Hugging Face's config.json and our spec, by one table per family that is read in both directions.
 
-A key maps either to a path of the spec (a number or flag that is the same on both sides) or to a small codec below.
-Keys that say nothing about structure (token ids, dropout, dtype) are passed over by name; any other unknown key whose
-value is not empty is an error, since ignoring it could load another model than the file means.
+A key maps either to a path of the spec (a number or flag that is the same on both sides) or to a codec. Keys that say
+nothing about structure (token ids, dropout, dtype) are passed over by name; any other unknown key whose value is not
+empty is an error, since ignoring it could load another model than the file means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
-from terakoya.config import override, select, values
+from terakoya.config import build, dump, hints, load, override, select, values
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
+from terakoya.zoo.codec import NULL, Changes, Codec, Config, Key, apply, written
 
-Config = Mapping[str, Any]
-Changes = dict[str, Any]
-
-
-class Codec(Protocol):
-    """A key whose two sides are not the same value."""
-
-    def read(self, value: Any, config: Config) -> Changes:
-        """Return the changes of the spec that `value` stands for."""
-        ...
-
-    def write(self, s: spec.Model) -> Any:
-        """Return their value for a spec; None: leave the key out."""
-        ...
-
-
-Key = str | Codec
-
-ACTS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_python": "gelu",
-    "relu": "relu",
-    "relu2": "relu2",
-    "silu": "silu",
-    "swish": "silu",
-    "quick_gelu": "quick_gelu",
-}
-THEIR_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "silu": "silu"}
-
-
-@dataclass(frozen=True)
-class Act:
-    """Activation names."""
-
-    path: str = "mlp.act"
-    aliases: tuple[tuple[str, str], ...] = ()
-
-    def read(self, value: Any, config: Config) -> Changes:
-        table = ACTS | dict(self.aliases)
-        if value not in table:
-            raise TerakoyaError(f"config.json: {self.path}", given=value, allowed=sorted(table))
-        return {self.path: table[value]}
-
-    def write(self, s: spec.Model) -> Any:
-        act = values(s, self.path)[0]
-        back = {ours: theirs for theirs, ours in self.aliases}
-        return (THEIR_ACTS | back).get(act, act)
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A boolean of theirs that stands for one of two values of ours."""
-
-    path: str
-    true: Any
-    false: Any
-
-    def read(self, value: Any, config: Config) -> Changes:
-        return {self.path: self.true if value else self.false}
-
-    def write(self, s: spec.Model) -> Any:
-        return values(s, self.path)[0] == self.true
-
-
-@dataclass(frozen=True)
-class Both:
-    """One value of theirs at several paths of ours."""
-
-    paths: tuple[str, ...]
-
-    def read(self, value: Any, config: Config) -> Changes:
-        return dict.fromkeys(self.paths, value)
-
-    def write(self, s: spec.Model) -> Any:
-        return values(s, self.paths[0])[0]
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """FFN width; where theirs is null it is `times` the width of the model."""
-
-    times: int = 4
-    width: str = "n_embd"
-
-    def read(self, value: Any, config: Config) -> Changes:
-        return {"mlp.hidden": value if value is not None else self.times * config[self.width]}
-
-    def write(self, s: spec.Model) -> Any:
-        return values(s, "mlp.hidden")[0]
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """`rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling` (long-lived files): one codec for all."""
-
-    key: str = "rope_parameters"
-
-    def read(self, value: Any, config: Config) -> Changes:
-        table = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
-        theta = table.pop("rope_theta", None) or config.get("rope_theta") or config.get("rotary_emb_base") or 10_000.0
-        part = table.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor")
-        out: Changes = {"rope.theta": float(theta), "rope.scaling": scaling(table, config)}
-        return out | ({"rope.fraction": float(part)} if part else {})
-
-    def write(self, s: spec.Model) -> Any:
-        ropes = select(s, "rope")
-        if not ropes:
-            return None
-        rope: spec.Rope = ropes[0]
-        table = {"rope_theta": rope.theta} | unscaling(rope.scaling)
-        return table | ({"partial_rotary_factor": rope.fraction} if rope.fraction != 1.0 else {})
-
-
-def scaling(table: dict[str, Any], config: Config) -> spec.Scaling | None:
-    """Read a rope_scaling table."""
-    sort = table.get("rope_type", table.get("type", "default"))
-    factor = table.get("factor")
-    trained = table.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-    match sort:
-        case "default" | "mrope":
-            return None
-        case "linear":
-            return spec.Linear(float(factor or 1.0))
-        case "dynamic":
-            return spec.Dynamic(float(factor or 1.0))
-        case "llama3":
-            low, high = table["low_freq_factor"], table["high_freq_factor"]
-            return spec.Llama3(float(factor or 1.0), float(low), float(high), int(trained or 8192))
-        case "yarn":
-            return spec.Yarn(
-                float(factor or 1.0),
-                trained,
-                float(table.get("beta_fast") or 32.0),
-                float(table.get("beta_slow") or 1.0),
-                table.get("attention_factor"),
-                table.get("mscale"),
-                table.get("mscale_all_dim"),
-                bool(table.get("truncate", True)),
-            )
-        case "longrope" | "su":
-            short, long = tuple(map(float, table["short_factor"])), tuple(map(float, table["long_factor"]))
-            return spec.LongRope(short, long, int(trained or 4096), factor, table.get("attention_factor"))
-    raise TerakoyaError(
-        "config.json: rope_scaling.rope_type",
-        given=sort,
-        allowed=["default", "linear", "dynamic", "llama3", "yarn", "longrope"],
-    )
-
-
-def unscaling(s: spec.Scaling | None) -> dict[str, Any]:
-    """Write a rope_scaling table."""
-    match s:
-        case None:
-            return {"rope_type": "default"}
-        case spec.Linear(factor):
-            return {"rope_type": "linear", "factor": factor}
-        case spec.Dynamic(factor):
-            return {"rope_type": "dynamic", "factor": factor}
-        case spec.Llama3(factor, low, high, trained):
-            return {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": trained,
-            }
-        case spec.Yarn():
-            table = {
-                "rope_type": "yarn",
-                "factor": s.factor,
-                "original_max_position_embeddings": s.trained,
-                "beta_fast": s.beta_fast,
-                "beta_slow": s.beta_slow,
-                "attention_factor": s.attention,
-                "mscale": s.mscale,
-                "mscale_all_dim": s.mscale_all,
-                "truncate": s.truncate,
-            }
-            return {k: v for k, v in table.items() if v is not None}
-        case spec.LongRope():
-            table = {
-                "rope_type": "longrope",
-                "short_factor": list(s.short),
-                "long_factor": list(s.long),
-                "original_max_position_embeddings": s.trained,
-                "factor": s.factor,
-                "attention_factor": s.attention,
-            }
-            return {k: v for k, v in table.items() if v is not None}
-
-
-@dataclass(frozen=True)
-class Layers:
-    """`layer_types`: which of the family's blocks each layer is."""
-
-    kinds: tuple[str, ...]  # their name of blocks[0], blocks[1], …
-
-    def read(self, value: Any, config: Config) -> Changes:
-        unknown = [v for v in value if v not in self.kinds]
-        if unknown:
-            raise TerakoyaError("config.json: layer_types", given=unknown[0], allowed=list(self.kinds))
-        return {"layout": tuple(self.kinds.index(v) for v in value)}
-
-    def write(self, s: spec.Model) -> Any:
-        return [self.kinds[s.blocks.index(block)] for block in s.layers()]
-
+DEEPEST = 10_000  # layers
 
 IGNORED = frozenset(
-    [
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "decoder_start_token_id",
-        "sep_token_id",
-        "initializer_range",
-        "use_cache",
-        "pretraining_tp",
-        "name_or_path",
-        "_name_or_path",
-        "attention_dropout",
-        "hidden_dropout",
-        "embd_pdrop",
-        "attn_pdrop",
-        "resid_pdrop",
-        "dropout",
-        "activation_dropout",
-        "layerdrop",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "classifier_dropout",
-        "residual_dropout",
-        "embedding_dropout",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_proj_to_labels",
-        "summary_first_dropout",
-        "task_specific_params",
-        "gradient_checkpointing",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "is_decoder",
-        "is_encoder_decoder",
-        "add_cross_attention",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "chunk_size_feed_forward",
-        "is_llama_config",
-        "rope_interleaved",
-        "transformers.js_config",
-        "quantization_config",
-        "rope_scaling",
-        "rope_theta",
-        "reorder_and_upcast_attn",
-        "n_ctx",
-        "predict_special_tokens",
-        "auto_map",
-        "cross_attention_hidden_size",
-        "rotary_emb_base",
-        "original_max_position_embeddings",
-        "layer_norm_elementwise_affine",
-        "tokenizer_class",
-        "prefix",
-        "use_mup_init",
-        "init_std",
-        "unk_index",
-        "bos_index",
-        "eos_index",
-        "pad_index",
-        "mask_index",
-    ]
+    """
+    architectures model_type transformers_version torch_dtype dtype name_or_path _name_or_path auto_map tokenizer_class
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id unk_index bos_index eos_index pad_index
+    mask_index forced_bos_token_id forced_eos_token_id id2label label2id problem_type finetuning_task
+    task_specific_params transformers.js_config is_llama_config prefix
+    attention_dropout hidden_dropout embd_pdrop emb_pdrop attn_pdrop resid_pdrop dropout activation_dropout layerdrop
+    hidden_dropout_prob attention_probs_dropout_prob classifier_dropout residual_dropout embedding_dropout
+    initializer_range init_std init_device use_mup_init gradient_checkpointing pretraining_tp
+    chunk_size_feed_forward use_cache cache_implementation return_dict output_hidden_states output_attentions
+    is_decoder is_encoder_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder pruned_heads
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    predict_special_tokens torchscript use_bfloat16
+    reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32 slow_but_exact n_ctx
+    output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size
+    num_nextn_predict_layers unsloth_version
+    temperature top_k top_p repetition_penalty length_penalty typical_p do_sample early_stopping max_length min_length
+    num_beams num_beam_groups diversity_penalty num_return_sequences no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens remove_invalid_values
+    exponential_decay_length_penalty return_dict_in_generate output_scores
+    """.split()  # noqa: SIM905
 )
 
 
-def read_config(base: spec.Model, keys: Mapping[str, Key | None], config: Config, place: str) -> spec.Model:
+def unknown(keys: Mapping[str, Key], config: Config) -> list[str]:
+    """Return the keys of a config.json that say something about structure and that a table does not know."""
+    claimed = {name for target in keys.values() if isinstance(target, Codec) for name in target.claims()}
+    return [k for k, v in config.items() if k not in keys and k not in claimed and k not in IGNORED and not _empty(v)]
+
+
+def read_config(base: spec.Model, keys: Mapping[str, Key], config: Config, place: str) -> spec.Model:
     """Return the spec that a config.json describes, starting from the family's."""
+    for key in unknown(keys, config):
+        raise TerakoyaError(f"{place}: {key}", "has no meaning for this family", given=config[key])
     changes: Changes = {}
-    for key, value in config.items():
-        if key not in keys:
-            if key not in IGNORED and not _empty(value):
-                raise TerakoyaError(place, f"key {key!r} is not known for this family", given=value)
-            continue
-        target = keys[key]
-        if isinstance(target, str):
-            if value is not None:
-                changes[target] = value
-        elif target is not None:
-            changes |= target.read(value, config)
-    for key, target in keys.items():  # codecs that read several keys, or the absence of theirs
-        if key not in config and isinstance(target, Rotary | Hidden):
-            changes |= target.read(None, config)
-    return _settle(base, changes, place)
-
-
-def _settle(base: spec.Model, changes: Changes, place: str) -> spec.Model:
-    order = {"layout": 1, "depth": 0}  # depth before layout, whose length must fit
-    s = replace(base, layout=None)
-    for path in sorted(changes, key=lambda p: (order.get(p, 2), p.count("."))):
+    patterns: list[tuple[str, Codec]] = []
+    for key, target in keys.items():
+        value = config.get(key)
+        if isinstance(target, Codec):
+            if key in config or target.always:
+                changes |= _guarded(f"{place}: {key}", value, lambda t=target, v=value: t.read(v, config))
+                patterns.append((key, target))
+        elif value is not None:
+            changes[target] = _typed(base, target, value, f"{place}: {key}")
+    s = _arrange(base, changes.pop("depth", base.depth), patterns, config, place)
+    for path in sorted(changes, key=lambda p: p.count(".")):
         if values(s, path) or "." not in path:
-            try:
-                s = override(s, {path: changes[path]})
-            except TerakoyaError as error:
-                raise TerakoyaError(place, str(error)) from None
-    turns = tuple(i % len(s.blocks) for i in range(s.depth))
-    return replace(s, layout=None) if s.layout == turns else s
+            s = _guarded(place, changes[path], lambda p=path, s=s: override(s, {p: changes[p]}))
+    return _checked(simplest(s), place)
+
+
+def _arrange(base: spec.Model, depth: int, patterns: list[tuple[str, Codec]], config: Config, place: str) -> spec.Model:
+    """Build the list of layers, each as the per-layer keys say."""
+    if not 0 < depth <= DEEPEST:
+        raise TerakoyaError(f"{place}: number of layers", given=depth, allowed=f"1 to {DEEPEST}")
+    layers = list(replace(base, depth=depth, layout=base.layout and base.layout[:depth]).layers())
+    for key, codec in patterns:
+        value = config.get(key)
+        layers = _guarded(f"{place}: {key}", value, lambda c=codec, v=value, a=layers: apply(c, a, v, config))
+    return simplest(replace(base, depth=depth, layout=None, blocks=tuple(layers)))
+
+
+def _guarded(place: str, value: Any, act: Any) -> Any:
+    """Call `act`; what goes wrong in it is said of `place` in one line."""
+    try:
+        return act()
+    except TerakoyaError as error:
+        raise TerakoyaError(place, str(error).removeprefix(": ")) from None
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        raise TerakoyaError(place, f"cannot be read ({type(error).__name__}: {error})", given=value) from None
+
+
+def _typed(base: spec.Model, path: str, value: Any, place: str) -> Any:
+    """Return a plain value as the type of the field at `path`."""
+    owner, _, name = path.rpartition(".")
+    found = values(base, owner) if owner else [base]
+    return build(hints(type(found[0]))[name], value, place=place) if found else value
+
+
+def _checked(s: spec.Model, place: str) -> spec.Model:
+    """Make sure that every value of a spec is of its field's type."""
+    try:
+        for attention in select(s, "attention"):
+            width = spec.head_dim(s, attention)
+            turning = attention.position.fraction * width if isinstance(attention.position, spec.Rope) else 0
+            if int(turning + 1e-6) % 2:
+                raise TerakoyaError("rotary channels of a head", given=int(turning), allowed="an even number")
+        return load(spec.Model, dump(s))
+    except TerakoyaError as error:
+        raise TerakoyaError(place, str(error)) from None
+
+
+def simplest(s: spec.Model) -> spec.Model:
+    """Say the same network the shortest way: a repeating pattern without a layout, defaults left out."""
+    known: dict[spec.Block, spec.Block] = {}
+    layers = [known.setdefault(block, block) for block in s.layers()]
+    plain = {block: _plain(block, s.dim) for block in known}
+    layers = [plain[block] for block in layers]
+    for period in range(1, min(s.depth, 64)):
+        if layers[period:] == layers[:-period]:
+            return replace(s, layout=None, blocks=tuple(layers[:period]))
+    if s.depth == 1:
+        return replace(s, layout=None, blocks=tuple(layers))
+    blocks = tuple(dict.fromkeys(layers))
+    layout = [blocks.index(block) for block in layers]
+    while len(layout) > 1 and layout[-1] == layout[-2]:
+        layout.pop()
+    return replace(s, layout=tuple(layout), blocks=blocks)
+
+
+def _plain(block: spec.Block, dim: int) -> spec.Block:
+    branches = []
+    for branch in block.branches:
+        mix = tuple(_plain_attention(m, dim) if isinstance(m, spec.Attention) else m for m in branch.mix)
+        branches.append(replace(branch, mix=mix))
+    return spec.Block(tuple(branches))
+
+
+def _plain_attention(a: spec.Attention, dim: int) -> spec.Attention:
+    same = a.head_dim is not None and a.head_dim * a.heads == dim
+    return replace(a, kv_heads=None if a.kv_heads == a.heads else a.kv_heads, head_dim=None if same else a.head_dim)
 
 
 def _empty(value: Any) -> bool:
-    return value is None or value is False or value in ("", [], {}, 0, 0.0, 1.0)
+    return value is None or value is False or (not isinstance(value, bool) and value in ("", [], {}, 0, 0.0))
 
 
-def write_config(s: spec.Model, keys: Mapping[str, Key | None]) -> dict[str, Any]:
+def write_config(s: spec.Model, keys: Mapping[str, Key]) -> dict[str, Any]:
     """Return the structural keys of config.json for a spec."""
     out: dict[str, Any] = {}
     for key, target in keys.items():
-        if isinstance(target, str):
-            found = values(s, target)
-            if found and found[0] is not None:
-                out[key] = found[0]
-        elif target is not None and (value := target.write(s)) is not None:
-            out[key] = value
+        value = written(target, s)
+        if value is not None:
+            out[key] = None if value is NULL else value
     return out

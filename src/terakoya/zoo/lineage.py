@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from terakoya.config import diff, kind, override
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model import spec
-from terakoya.zoo.families import gpt, llama
-from terakoya.zoo.hf import Key
+from terakoya.zoo import history
+from terakoya.zoo.codec import Key
+from terakoya.zoo.families import eleuther, gpt, llama
+from terakoya.zoo.families import open as open_models
+from terakoya.zoo.history.aliases import ALIASES
 from terakoya.zoo.names import Rule
 from terakoya.zoo.node import Family, Node
 
-NODES: tuple[Node, ...] = (*gpt.FAMILIES, *llama.FAMILIES)
+NODES: tuple[Node, ...] = (*gpt.FAMILIES, *eleuther.FAMILIES, *open_models.FAMILIES, *llama.FAMILIES)
 
 SCALES = {  # any family at a size that trains on a laptop: dim, depth, head width
     "nano": (128, 4, 32),
@@ -26,10 +32,34 @@ SCALES = {  # any family at a size that trains on a laptop: dim, depth, head wid
 
 @cache
 def nodes() -> dict[str, Node]:
-    """Return every node by name."""
-    table = {n.name: n for n in NODES}
-    assert len(table) == len(NODES)
-    return table
+    """Return every node by name; what is built stands before what history says of the same name."""
+    built, told = {n.name: n for n in NODES}, {n.name: n for n in history.NODES}
+    assert len(built) == len(NODES)
+    assert len(told) == len(history.NODES)
+    return told | built
+
+
+def find(name: str) -> Node:
+    """Return the node of a name, a title or an alias, in any case and with any hyphens; an error names the nearest."""
+    if name in nodes():
+        return nodes()[name]
+    found = _index().get(_plain(name))
+    if found is None:
+        known = [k for n in nodes().values() for k in dict.fromkeys((n.name, n.title)) if k]
+        hint = nearest(name, known) or nearest(name.casefold(), nodes())
+        raise TerakoyaError("lineage", f"{name!r} is not in the tree", hint=hint)
+    return found
+
+
+@cache
+def _index() -> dict[str, Node]:
+    other = {alias: nodes()[name] for alias, name in ALIASES.items() if name in nodes()}
+    titles = {n.title: n for n in nodes().values() if n.title}
+    return {_plain(k): n for k, n in (other | titles | nodes()).items()}
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum() or c == "+")
 
 
 @cache
@@ -58,20 +88,23 @@ def base(name: str) -> spec.Model:
 def keys(name: str) -> dict[str, Key | None]:
     """Return a family's config.json table: its ancestors', its own over it; None takes a key away."""
     f = family(name)
-    table = (keys(f.parent) if f.parent else {}) | dict(f.keys)
+    above = {} if f.fresh or not f.parent else keys(f.parent)
+    table = {k: v for k, v in above.items() if k not in f.keys} | dict(f.keys)  # its own are read last
     return {k: v for k, v in table.items() if v is not None}
 
 
 def defaults(name: str) -> dict[str, Any]:
     """Return what a family's config.json means by leaving keys out."""
     f = family(name)
-    return (defaults(f.parent) if f.parent else {}) | dict(f.defaults)
+    return (defaults(f.parent) if f.parent and not f.fresh else {}) | dict(f.defaults)
 
 
 def rules(name: str, form: str = "hf") -> tuple[Rule, ...]:
     """Return where a family's checkpoints keep each weight; its own rules stand before its ancestors'."""
     f = family(name)
-    return (f.gguf if form == "gguf" else f.names) + (rules(f.parent, form) if f.parent else ())
+    if form == "gguf":  # an architecture of its own lays its rows out in its own way
+        return f.gguf or (rules(f.parent, form) if f.parent and not f.model_type else ())
+    return f.names + (rules(f.parent) if f.parent and not f.fresh else ())
 
 
 def model_type(name: str) -> tuple[str | None, str]:
@@ -82,9 +115,12 @@ def model_type(name: str) -> tuple[str | None, str]:
     return model_type(f.parent)
 
 
-def by_model_type(wanted: str) -> Family | None:
-    """Return the family that reads a config.json of this model_type."""
-    return next((f for f in families().values() if f.model_type == wanted), None)
+def by_model_type(wanted: str, config: Mapping[str, Any] | None = None) -> Family | None:
+    """Return the family that reads a config.json of this model_type; `when` tells apart those that share it."""
+    found = [f for f in families().values() if f.model_type == wanted]
+    given = config or {}
+    special = [f for f in found if f.when and all(given.get(k) == v for k, v in f.when.items())]
+    return next(iter([*special, *(f for f in found if not f.when)]), None)
 
 
 def sized(name: str) -> spec.Model:
@@ -111,14 +147,53 @@ def rescale(s: spec.Model, dim: int, depth: int, width: int) -> spec.Model:
                 kv = node.kv_heads and max(1, round(heads * node.kv_heads / node.heads))
                 while kv and heads % kv:
                     kv -= 1
-                return override(node, {"heads": heads, "kv_heads": kv, "head_dim": None})
+                old = spec.head_dim(s, node)
+                scale = node.scale if node.scale in (None, 1.0) else node.scale * (old / width) ** 0.5
+                own = None if width * heads == dim else width
+                position = _fit(node.position, width)
+                small = {"heads": heads, "kv_heads": kv, "head_dim": own, "scale": scale, "position": position}
+                return replace(node, **small)
+            case spec.Latent():
+                ratio = dim / s.dim
+                return replace(
+                    node,
+                    heads=max(1, dim // width),
+                    nope=max(2, width * 2 // 3 // 2 * 2),
+                    rope=max(2, width // 3 // 2 * 2),
+                    value=max(2, width * 2 // 3),
+                    kv_rank=max(8, round(node.kv_rank * ratio)),
+                    q_rank=node.q_rank and max(8, round(node.q_rank * ratio)),
+                )
             case spec.MLP():
-                return override(node, {"hidden": max(16, round(node.hidden / s.dim * dim / 16) * 16)})
+                return replace(node, hidden=max(16, round(node.hidden / s.dim * dim / 16) * 16))
+            case spec.MoE():
+                groups = node.groups and spec.Groups(
+                    4, max(1, round(4 * node.groups.keep / node.groups.count)), node.groups.by
+                )
+                count = min(node.count, 16)
+                return replace(node, count=count, top_k=min(count, node.top_k, 4), groups=groups)
         return node
 
-    small = _walk(s, resize)
-    embed = small.embed if small.embed.factor is None else override(small.embed, {"factor": dim})
-    return override(small, {"dim": dim, "depth": depth, "embed": embed} | ({"layout": None} if s.layout else {}))
+    embed = s.embed if s.embed.factor is None else replace(s.embed, factor=max(16, dim // 2))
+    small = _walk(replace(s, embed=embed), resize)
+    return replace(small, dim=dim, depth=depth, layout=_stretched(s, depth))
+
+
+def _stretched(s: spec.Model, depth: int) -> tuple[int, ...] | None:
+    """Return a layout for another depth: its beginning where it is short, else first to last in equal steps."""
+    if s.layout is None or len(s.layout) <= depth:
+        return s.layout
+    return tuple(s.layout[i * (len(s.layout) - 1) // max(1, depth - 1)] for i in range(depth))
+
+
+def _fit(position: Any, width: int) -> Any:
+    """Return a position for heads of another width: longrope has one divisor per frequency."""
+    scaling = position.scaling if isinstance(position, spec.Rope) else None
+    if not isinstance(scaling, spec.LongRope):
+        return position
+    count = int(position.fraction * width + 1e-6) // 2
+    short, long = (tuple(v[i * len(v) // count] for i in range(count)) for v in (scaling.short, scaling.long))
+    return replace(position, scaling=replace(scaling, short=short, long=long))
 
 
 def _walk(node: Any, change: Any) -> Any:

@@ -22,13 +22,15 @@ class Layout:
 
     Fused parts lie as [groups, rows / groups of each part, ...]; `groups` is a number, or the head counts of the spec,
     or "rows" where the rows alternate. `transpose` swaps the last two axes (OpenAI's Conv1D). `paired` undoes
-    llama.cpp's order of rotary rows: (2i, 2i + 1) there, (i, i + K / 2) here.
+    llama.cpp's order of rotary rows: (2i, 2i + 1) there, (i, i + K / 2) here. `tiled` query heads take key head
+    h mod G there, h // (H / G) here (PLaMo).
     """
 
     groups: int | Literal["heads", "kv_heads", "rows"] = 1
     transpose: bool = False
     dim: int = 0
     paired: Literal["heads", "kv_heads"] | None = None
+    tiled: bool = False
 
 
 PLAIN = Layout()

@@ -1,4 +1,4 @@
-"""The nodes of history: families (structure), tunings (same network, other data) and closed models. Plain data."""
+"""The nodes of history: families (structure), tunings (same network, other data), closed and planned. Plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from terakoya.model import spec
-from terakoya.zoo.hf import Key
+from terakoya.zoo.codec import Key
 from terakoya.zoo.names import Rule
 
 
@@ -20,6 +20,10 @@ class Note:
 
     def __str__(self) -> str:
         return self.en
+
+    def text(self, lang: str) -> str:
+        """Return the sentence in "en" or "ja"."""
+        return self.ja if lang == "ja" else self.en
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Family:
     proof: str = ""  # what the parity test compares with; empty: transformers, if it has the model_type
     model_type: str | None = None  # of Hugging Face's config.json
     architecture: str = ""  # its class there
+    when: Mapping[str, Any] = field(default_factory=dict)  # what config.json says where families share a model_type
+    fresh: bool = False  # keys and names start anew: its files look nothing like its parent's
     keys: Mapping[str, Key | None] = field(default_factory=dict)  # config.json -> spec, over the parent's
     defaults: Mapping[str, Any] = field(default_factory=dict)  # what config.json leaves out
     names: tuple[Rule, ...] = ()  # where its checkpoints keep each weight, before the parent's rules
@@ -64,8 +70,8 @@ class Tuning:
     note: Note
     title: str = ""
     takes: tuple[str, ...] = ()
-    data: str = ""
-    method: str = ""
+    data: Note | None = None
+    method: Note | None = None
     recipe: str = ""  # the recipe here that does the same
     paper: str = ""
     licence: str = ""
@@ -76,7 +82,7 @@ class Closed:
     """History without public structure: closed models, bots, tools."""
 
     name: str
-    born: str
+    born: str  # YYYY or YYYY-MM, as far as it is known
     note: Note
     title: str = ""
     sort: str = "closed"  # closed | bot | tool
@@ -85,4 +91,18 @@ class Closed:
     paper: str = ""
 
 
-Node = Family | Tuning | Closed
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A known structure that is not built here yet; a Family of the same name takes its place."""
+
+    name: str
+    born: str
+    note: Note
+    title: str = ""
+    parent: str | None = None
+    takes: tuple[str, ...] = ()
+    paper: str = ""
+    licence: str = ""
+
+
+Node = Family | Tuning | Closed | Planned

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from terakoya.model.spec import MLP, Attention, Embed, Head, RMSNorm, Rope, pre
-from terakoya.zoo.hf import Act, Both, Rotary
+from terakoya.zoo.codec import Act, Both, HeadDim, KVHeads, Must
 from terakoya.zoo.names import Layout
 from terakoya.zoo.node import Family, Note, Size
+from terakoya.zoo.rotary import Rotary
 
 L, H, B = "layers.{i}.", "model.layers.{i}.", "blk.{i}."
 
 
-def size(parameters: int, dim: int, depth: int, heads: int, hidden: int, kv_heads: int | None = None) -> Size:
+def size(
+    parameters: int, dim: int, depth: int, heads: int, hidden: int, kv_heads: int | None = None, **more: Any
+) -> Size:
     """One row of the usual table."""
-    changes = {"dim": dim, "depth": depth, "attention.heads": heads, "mlp.hidden": hidden}
-    return Size(parameters, changes | ({"attention.kv_heads": kv_heads} if kv_heads else {}))
+    own = {"attention.heads": heads, "attention.kv_heads": kv_heads}
+    return Size(parameters, {"dim": dim, "depth": depth, "mlp.hidden": hidden} | own | more)
 
 
 FAMILIES = (
@@ -47,33 +52,29 @@ FAMILIES = (
         },
         model_type="llama",
         architecture="LlamaForCausalLM",
+        fresh=True,
         keys={
-            "n_embd": None,
-            "n_layer": None,
-            "n_head": None,
-            "n_positions": None,
-            "n_inner": None,
-            "layer_norm_epsilon": None,
-            "activation_function": None,
-            "scale_attn_weights": None,
-            "scale_attn_by_inverse_layer_idx": None,
+            "vocab_size": "vocab",
             "hidden_size": "dim",
             "intermediate_size": "mlp.hidden",
             "num_hidden_layers": "depth",
             "num_attention_heads": "attention.heads",
-            "num_key_value_heads": "attention.kv_heads",
-            "head_dim": "attention.head_dim",
+            "num_key_value_heads": KVHeads(),
+            "head_dim": HeadDim(),
             "max_position_embeddings": "context",
             "rms_norm_eps": "rmsnorm.eps",
             "hidden_act": Act(),
             "attention_bias": Both(("attention.bias", "attention.out_bias")),
             "mlp_bias": "mlp.bias",
             "rope_parameters": Rotary(),
+            "rope_interleaved": Must(False),
+            "tie_word_embeddings": "head.tied",
         },
         defaults={"tie_word_embeddings": False},
         names=(
             ("embed.token.weight", "model.embed_tokens.weight"),
             ("norm.*", "model.norm.*"),
+            ("head.*", "lm_head.*"),
             (L + "attn_pre.*", H + "input_layernorm.*"),
             (L + "mlp_pre.*", H + "post_attention_layernorm.*"),
             *((L + f"attn.{x}.*", H + f"self_attn.{x}_proj.*") for x in "qkvo"),

@@ -1,0 +1,420 @@
+"""How a key of config.json stands for parts of a spec where the two sides are not the same value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar
+
+from terakoya.config import override, select, values
+from terakoya.errors import TerakoyaError
+from terakoya.model import spec
+
+Config = Mapping[str, Any]
+Changes = dict[str, Any]
+NULL = object()  # what `write` returns where the file shall say null
+
+ACTS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
+}
+THEIR_ACTS = {"gelu_tanh": "gelu_new"}
+
+
+class Codec:
+    """One key, both ways. `read` is asked even where the key is absent (value None) if `always`."""
+
+    always: ClassVar[bool] = False
+
+    def claims(self) -> tuple[str, ...]:
+        """Return the other keys that `read` looks at."""
+        return ()
+
+    def read(self, value: Any, config: Config) -> Changes:
+        """Return the changes of the spec that `value` stands for."""
+        return {}
+
+    def layer(self, i: int, block: spec.Block, value: Any, config: Config) -> Changes:
+        """Return the changes of layer i, whose block is `block` so far."""
+        return {}
+
+    def write(self, s: spec.Model) -> Any:
+        """Return their value for a spec; None: leave the key out; NULL: say null."""
+        return None
+
+
+Key = str | Codec
+
+
+@dataclass(frozen=True)
+class Act(Codec):
+    """Activation names."""
+
+    path: str = "mlp.act"
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def read(self, value: Any, config: Config) -> Changes:
+        table = ACTS | dict(self.aliases)
+        if value not in table:
+            raise TerakoyaError(f"config.json: {self.path}", given=value, allowed=sorted(table))
+        return {self.path: table[value]}
+
+    def write(self, s: spec.Model) -> Any:
+        act = values(s, self.path)[0]
+        back = {ours: theirs for theirs, ours in self.aliases}
+        return (THEIR_ACTS | back).get(act, act)
+
+
+@dataclass(frozen=True)
+class Flag(Codec):
+    """A boolean of theirs that stands for one of two values of ours."""
+
+    path: str
+    true: Any
+    false: Any
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {self.path: self.true if value else self.false}
+
+    def write(self, s: spec.Model) -> Any:
+        found = values(s, self.path)
+        return found[0] != self.false if found else None
+
+
+@dataclass(frozen=True)
+class Both(Codec):
+    """One value of theirs at several paths of ours."""
+
+    paths: tuple[str, ...]
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return dict.fromkeys(self.paths, value)
+
+    def write(self, s: spec.Model) -> Any:
+        return values(s, self.paths[0])[0]
+
+
+@dataclass(frozen=True)
+class Maybe(Codec):
+    """A path where null is a value."""
+
+    path: str
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {self.path: value}
+
+    def write(self, s: spec.Model) -> Any:
+        found = values(s, self.path)
+        return NULL if found and found[0] is None else found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Must(Codec):
+    """A key that may have one value only: others mean a structure that no family here has."""
+
+    value: Any
+
+    def read(self, value: Any, config: Config) -> Changes:
+        if value is not None and value != self.value:
+            raise TerakoyaError("", "is a structure we do not have", given=value, allowed=str(self.value))
+        return {}
+
+    def write(self, s: spec.Model) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Told(Codec):
+    """A key that repeats what another says: written, not read."""
+
+    path: str
+
+    def write(self, s: spec.Model) -> Any:
+        found = values(s, self.path)
+        return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Has(Codec):
+    """A boolean that says whether the spec has a node of some kind: written, not read."""
+
+    kind: str
+
+    def write(self, s: spec.Model) -> Any:
+        return bool(select(s, self.kind))
+
+
+@dataclass(frozen=True)
+class KVHeads(Codec):
+    """Key-value heads, always written: families disagree about the default."""
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {"attention.kv_heads": value}
+
+    def write(self, s: spec.Model) -> Any:
+        attention: spec.Attention = select(s, "attention")[0]
+        return attention.kv_heads or attention.heads
+
+
+@dataclass(frozen=True)
+class HeadDim(Codec):
+    """Head width, always written; null: dim / heads."""
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {"attention.head_dim": value}
+
+    def write(self, s: spec.Model) -> Any:
+        return spec.head_dim(s, select(s, "attention")[0])
+
+
+@dataclass(frozen=True)
+class Hidden(Codec):
+    """FFN width; where theirs is null it is `times` the width of the model."""
+
+    times: int = 4
+    width: str = "n_embd"
+    always: ClassVar[bool] = True
+
+    def read(self, value: Any, config: Config) -> Changes:
+        if value is None and self.width not in config:
+            return {}
+        return {"mlp.hidden": value if value is not None else self.times * config[self.width]}
+
+    def write(self, s: spec.Model) -> Any:
+        return values(s, "mlp.hidden")[0]
+
+
+@dataclass(frozen=True)
+class Times(Codec):
+    """FFN width as a multiple of the model's `width`."""
+
+    width: str
+    default: int = 4
+    always: ClassVar[bool] = True
+
+    def read(self, value: Any, config: Config) -> Changes:
+        if self.width not in config:
+            return {}
+        return {"mlp.hidden": int((self.default if value is None else value) * config[self.width])}
+
+    def write(self, s: spec.Model) -> Any:
+        times = values(s, "mlp.hidden")[0] / s.dim
+        return int(times) if times == int(times) else times
+
+
+@dataclass(frozen=True)
+class Fourfold(Codec):
+    """The width of the model, where the FFN has four times as much and no key of its own."""
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {"dim": value, "mlp.hidden": 4 * value}
+
+    def write(self, s: spec.Model) -> Any:
+        return s.dim
+
+
+@dataclass(frozen=True)
+class Power(Codec):
+    """A number of theirs whose `exponent`-th power is ours: 1 / x, or x ** -0.5."""
+
+    path: str
+    exponent: float
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {} if value is None else {self.path: float(value**self.exponent)}
+
+    def write(self, s: spec.Model) -> Any:
+        ours = values(s, self.path)[0]
+        if ours is None:
+            return None
+        theirs = ours ** (1 / self.exponent)
+        return round(theirs) if float(round(theirs) ** self.exponent) == ours else theirs
+
+
+@dataclass(frozen=True)
+class Sliding(Codec):
+    """One window for all layers; null: none."""
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {"attention.reach": spec.Window(value) if value else spec.Full()}
+
+    def write(self, s: spec.Model) -> Any:
+        found = select(s, "window")
+        return found[0].size if found else NULL
+
+
+@dataclass(frozen=True)
+class RotaryDim(Codec):
+    """The number of channels that turn, of `width` / `heads`."""
+
+    heads: str = "n_head"
+    width: str = "n_embd"
+
+    def read(self, value: Any, config: Config) -> Changes:
+        if value is None:
+            return {"rope.fraction": 1.0}
+        return {"rope.fraction": value / (config[self.width] // config[self.heads])}
+
+    def write(self, s: spec.Model) -> Any:
+        return round(select(s, "rope")[0].fraction * spec.head_dim(s, select(s, "attention")[0]))
+
+
+@dataclass(frozen=True)
+class Nested(Codec):
+    """A table inside the table."""
+
+    keys: Mapping[str, Key]
+
+    def read(self, value: Any, config: Config) -> Changes:
+        out: Changes = {}
+        for key, target in self.keys.items():
+            found = value.get(key) if value else None
+            if isinstance(target, Codec):
+                out |= target.read(found, config)
+            elif found is not None:
+                out[target] = found
+        return out
+
+    def write(self, s: spec.Model) -> Any:
+        return {key: v for key, target in self.keys.items() if (v := written(target, s)) not in (None, NULL)}
+
+
+def written(target: Key, s: spec.Model) -> Any:
+    """Return what a key says of a spec; None: nothing, NULL: null."""
+    if isinstance(target, Codec):
+        return target.write(s)
+    found = values(s, target)
+    return found[0] if found else None
+
+
+# Keys that say what each layer is
+
+
+@dataclass(frozen=True)
+class Layers(Codec):
+    """A list with one entry per layer, and what each entry changes of the layer's block.
+
+    Older spellings: a `period` key n makes every n-th layer of the last kind; `after` names a flag and a key from whose
+    value on layers are of the last kind.
+    """
+
+    kinds: Mapping[Any, Changes]
+    period: tuple[str, ...] = ()
+    after: tuple[str, str] | None = None
+    always: ClassVar[bool] = True
+
+    def claims(self) -> tuple[str, ...]:
+        return self.period + (self.after or ())
+
+    def layer(self, i: int, block: spec.Block, value: Any, config: Config) -> Changes:
+        kind = self._kind(i, value, config)
+        if kind is None:
+            return {}
+        if kind not in self.kinds:
+            raise TerakoyaError("", given=kind, allowed=list(self.kinds))
+        return self.kinds[kind]
+
+    def _kind(self, i: int, value: Any, config: Config) -> Any:
+        first, *_, last = self.kinds
+        if isinstance(value, Sequence) and not isinstance(value, str) and value:
+            if i >= len(value):
+                raise TerakoyaError("", "has fewer entries than there are layers", given=len(value))
+            return value[i]
+        for key in self.period:
+            if config.get(key):
+                return last if (i + 1) % config[key] == 0 else first
+        if self.after and self.after[0] in config:
+            return last if config[self.after[0]] and i >= config.get(self.after[1], 0) else first
+        return None
+
+    def write(self, s: spec.Model) -> Any:
+        return [self._name(block) for block in s.layers()]
+
+    def _name(self, block: spec.Block) -> Any:
+        for name, changes in self.kinds.items():
+            if all(alike(v, want) for path, want in changes.items() for v in values(block, path)):
+                return name
+        return None
+
+
+def alike(value: Any, want: Any) -> bool:
+    """Tell whether two values are of one kind: nodes by their class, all others by equality."""
+    if isinstance(want, tuple):
+        return len(value) == len(want) and all(map(alike, value, want))
+    return type(value) is type(want) if is_dataclass(want) else value == want
+
+
+@dataclass(frozen=True)
+class Attentions(Layers):
+    """GPT-Neo's `attention_types`: [[names, times], …]; `attention_layers` is the same spelled out."""
+
+    def claims(self) -> tuple[str, ...]:
+        return ("attention_layers",)
+
+    def layer(self, i: int, block: spec.Block, value: Any, config: Config) -> Changes:
+        spelled = [kind for names, times in value or () for _ in range(times) for kind in names]
+        return super().layer(i, block, spelled, config)
+
+    def write(self, s: spec.Model) -> Any:
+        return [[super().write(s), 1]]
+
+
+@dataclass(frozen=True)
+class Dense(Codec):
+    """Which layers have a dense FFN where the others have experts: those below a number (`first`), those listed
+    (`only`, besides every layer that `decoder_sparse_step` passes over), or those not listed (`experts`).
+    """
+
+    by: str  # first | only | experts
+    dense: Changes
+    moe: Changes
+    always: ClassVar[bool] = True
+
+    def claims(self) -> tuple[str, ...]:
+        return {"only": ("decoder_sparse_step",), "experts": ("interleave_moe_layer_step",)}.get(self.by, ())
+
+    def layer(self, i: int, block: spec.Block, value: Any, config: Config) -> Changes:
+        test: dict[str, Callable[[], bool]] = {
+            "first": lambda: i < (value or 0),
+            "only": lambda: i in (value or ()) or (i + 1) % (config.get("decoder_sparse_step") or 1) > 0,
+            "experts": lambda: self._unlisted(i, value, config.get("interleave_moe_layer_step") or 1),
+        }
+        return self.dense if test[self.by]() else self.moe
+
+    @staticmethod
+    def _unlisted(i: int, value: Any, step: int) -> bool:
+        return i not in value if value is not None else (i + 1) % step > 0
+
+    def write(self, s: spec.Model) -> Any:
+        dense = [i for i, block in enumerate(s.layers()) if not select(block, "moe")]
+        if self.by == "first":
+            return len(dense)
+        return dense if self.by == "only" else [i for i in range(s.depth) if i not in dense]
+
+
+@dataclass(frozen=True)
+class LastLayer(Codec):
+    """A last layer unlike the others, whatever the file says (GPT-NeoX-Japanese); `depth` is their key for it."""
+
+    depth: str
+    others: Changes
+    last: Changes
+    always: ClassVar[bool] = True
+
+    def layer(self, i: int, block: spec.Block, value: Any, config: Config) -> Changes:
+        return self.last if i == config.get(self.depth, 0) - 1 else self.others
+
+
+def apply(codec: Codec, layers: list[spec.Block], value: Any, config: Config) -> list[spec.Block]:
+    """Change every layer as the codec says."""
+    if type(codec).layer is Codec.layer:
+        return layers
+    return [override(block, codec.layer(i, block, value, config)) for i, block in enumerate(layers)]
