@@ -12,33 +12,6 @@ CONTINUE = Note("continued training on Japanese text", "日本語の文章での
 
 NODES = (
     Tuning(
-        name="opencalm",
-        title="OpenCALM",
-        born="2023-05",
-        parent="gpt-neox",
-        note=Note(
-            "CyberAgent's Japanese GPT-NeoX in six sizes, up to 6.8B",
-            "サイバーエージェントの日本語 GPT-NeoX。六つの大きさ、最大 6.8B",
-        ),
-        data=Note("Japanese Wikipedia, mC4 and CC-100", "日本語 Wikipedia、mC4、CC-100"),
-        method=PRETRAIN,
-        recipe="pretrain",
-        paper="https://www.cyberagent.co.jp/news/detail/id=28817",
-        licence="CC BY-SA 4.0",
-    ),
-    Tuning(
-        name="japanese-gpt-neox",
-        title="Japanese-GPT-NeoX",
-        born="2023-05",
-        parent="gpt-neox",
-        note=Note("rinna's 3.6B, trained on Japanese only", "日本語だけで訓練した rinna の 3.6B"),
-        data=Note("Japanese CC-100, mC4 and Wikipedia", "日本語 CC-100、mC4、Wikipedia"),
-        method=PRETRAIN,
-        recipe="pretrain",
-        paper="Sawada 2024, arXiv:2404.01657",
-        licence="MIT",
-    ),
-    Tuning(
         name="japanese-gpt-neox-sft",
         title="Japanese-GPT-NeoX instruction-sft",
         born="2023-05",
