@@ -15,7 +15,7 @@ LEVELS = {
     "model": 2, "ops": 2,
     "data": 3, "quant": 3, "zoo.convert": 3, "zoo.weights": 3, "zoo.gguf": 3, "zoo.gguf_write": 3,
     "engine": 4, "train": 4,
-    "eval": 5, "tune": 5,
+    "eval": 5, "tune": 5, "models": 5,
     "serve": 6, "apps": 6, "plan": 6,
     "cli": 7, "__main__": 7,
 }  # fmt: skip
@@ -24,6 +24,7 @@ LEVELS |= {"model.__init__": 1}
 SIDEWAYS = {  # among equals of different packages, one way only
     ("zoo", "model.spec"),
     ("model", "ops"),
+    ("__main__", "cli"),
     *((f"zoo.{file}", "quant") for file in ("convert", "weights", "gguf", "gguf_write")),
 }
 BRINGS_TORCH = ("torch", "transformers", "safetensors.torch", "accelerate", "triton")

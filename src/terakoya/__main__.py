@@ -1,0 +1,3 @@
+from terakoya.cli.main import main
+
+main()

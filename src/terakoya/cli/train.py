@@ -1,0 +1,77 @@
+"""terakoya train, terakoya show."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from terakoya import config, device
+from terakoya.cli import show as screen
+from terakoya.errors import TerakoyaError, nearest
+from terakoya.train import loop, prepare, recipe
+from terakoya.train.recipe import Recipe
+from terakoya.train.run import Run
+
+RECIPES = Path("recipes")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train to the end of the recipe, or on from where the run stands."""
+    asked, folder = _asked(args.recipe, args.overrides)
+    folder = Path(args.run) if args.run else folder or Path("runs") / Path(args.recipe).stem
+    if not fit(Run.create(folder, asked), asked):
+        screen.console.print(f"stopped; continue with: terakoya train {folder}")
+
+
+def fit(run: Run, asked: Recipe) -> bool:
+    """Prepare and train a run, with a bar; False where a signal ended it early."""
+    prepare.prepare_data(run, asked, screen.console.print)
+    trainer = loop.prepare(run, asked)
+    resolved = trainer.recipe
+    assert not isinstance(resolved.model, str)
+    peak = device.measured_peak(trainer.place)
+    count = sum(p.numel() for p in trainer.model.parameters())
+    screen.console.print(
+        f"model: {resolved.family}, {count / 1e6:.1f} M parameters, "
+        f"{resolved.model.depth} layers of {resolved.model.dim}; "
+        f"{trainer.steps:,} steps of {resolved.rows.count * resolved.rows.context:,} tokens "
+        f"({trainer.steps / trainer.loader.steps_per_epoch:.1f} epochs); {trainer.place.name} "
+        f"{trainer.place.precision}, measured peak {peak / 1e9:,.0f} GFLOP/s"
+    )
+    if trainer.start:
+        screen.console.print(f"resumed at step {trainer.start:,}")
+    with screen.progress(trainer.steps, trainer.start, peak) as watch:
+        done = trainer.train(watch)
+    if trainer.skipped:
+        screen.console.print(f"{trainer.skipped} steps were skipped: loss or gradient not finite")
+    screen.console.print(f"everything is in {run.folder}")
+    return done
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print the resolved recipe as TOML; its keys are the documentation."""
+    asked, folder = _asked(args.recipe, args.overrides)
+    if folder is not None and (folder / "resolved.toml").exists() and not args.overrides:
+        asked = config.load_file(Recipe, folder / "resolved.toml")
+    else:
+        asked = recipe.resolve(asked, asked.tokenizer.size)
+    screen.console.out(config.dump(asked).rstrip(), highlight=False)
+
+
+def _asked(name: str, overrides: list[str]) -> tuple[Recipe, Path | None]:
+    """Read a recipe by file, by name, or from a run's folder (then the folder is returned too)."""
+    path = Path(name)
+    if (path / "recipe.toml").is_file():
+        return recipe.load(path / "recipe.toml", overrides), path
+    if path.suffix == ".toml" or path.is_file():
+        return recipe.load(path, overrides), None
+    known = {p.stem: p for p in sorted(RECIPES.glob("*.toml"))}
+    if name in known:
+        return recipe.load(known[name], overrides), None
+    raise TerakoyaError(
+        "recipe",
+        "no such file, run or recipe",
+        given=name,
+        allowed=list(known) or "a .toml file",
+        hint=nearest(name, known),
+    )

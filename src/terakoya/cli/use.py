@@ -1,0 +1,176 @@
+"""terakoya generate, chat, eval, convert: use a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from terakoya import corpus
+from terakoya.cli import show as screen
+from terakoya.data import Shards
+from terakoya.engine.chat import Chat, Reply
+from terakoya.engine.generate import generate as continued
+from terakoya.engine.sampling import Sampling
+from terakoya.errors import TerakoyaError
+from terakoya.eval.perplexity import score
+from terakoya.models import open_model
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.run import Run
+from terakoya.zoo import convert as files
+from terakoya.zoo.convert import Loaded
+
+
+def sampling(args: argparse.Namespace) -> Sampling:
+    """Read the sampling flags."""
+    return Sampling(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        typical=args.typical,
+        repetition=args.repetition,
+        presence=args.presence,
+        frequency=args.frequency,
+        max_tokens=args.max_tokens,
+        stop=tuple(args.stop),
+        seed=args.seed,
+    )
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Continue a text on standard output."""
+    how = sampling(args)
+    loaded = open_model(args.model)
+    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    for piece in continuation(loaded, text, how):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def continuation(loaded: Loaded, text: str, how: Sampling) -> Iterator[str]:
+    """Yield the continuation of a text as it comes."""
+    tokenizer = tokenizer_of(loaded)
+    prefix, _ = tokenizer.wrap()
+    ids = [*prefix, *tokenizer.encode(text)]
+    yield from (token.text for token in continued(loaded.model, tokenizer, ids, how))
+
+
+def tokenizer_of(loaded: Loaded) -> Tokenizer:
+    """Return the model's tokenizer; an error where the folder has none."""
+    if loaded.tokenizer is None:
+        raise TerakoyaError("model", "has no tokenizer beside it", allowed="a folder with tokenizer.json")
+    return loaded.tokenizer
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Talk in the terminal, or ask given questions and exit."""
+    how = sampling(args)
+    loaded = open_model(args.model)
+    talk(Chat(loaded.model, tokenizer_of(loaded), system=args.system), how, args.ask)
+
+
+def talk(chat: Chat, how: Sampling, questions: Iterable[str] = ()) -> None:
+    """Ask the questions, or read them from the terminal until an empty line, /exit or the end of input."""
+    questions = list(questions)
+    for question in questions or _typed():
+        if question == "/reset":
+            chat.reset()
+            continue
+        if questions:
+            screen.console.print(f"[bold]>[/bold] {_plain(question)}")
+        try:
+            _answer(chat.say(question, how))
+        except TerakoyaError as error:
+            if questions:
+                raise
+            screen.console.print(f"[red]{_plain(str(error))}[/red]")
+
+
+def _answer(reply: Reply) -> None:
+    began = time.perf_counter()
+    if reply.notice:
+        screen.console.print(f"[dim]({reply.notice})[/dim]")
+    try:
+        for piece in reply:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:  # end this answer, not the conversation
+        reply.close()
+    sys.stdout.write("\n")
+    rate = reply.tokens / max(time.perf_counter() - began, 1e-9)
+    screen.console.print(f"[dim]{reply.tokens} tokens, {rate:.1f} tokens/s[/dim]")
+
+
+def _typed() -> Iterator[str]:
+    screen.console.print(
+        "[dim]an empty line or /exit ends, /reset begins anew · 空行か /exit で終了、/reset で最初から[/dim]"
+    )
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if line in ("", "/exit"):
+            return
+        yield line
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def eval(args: argparse.Namespace) -> None:
+    """Print perplexity and bits per byte."""
+    loaded = open_model(args.model)
+    tokenizer = tokenizer_of(loaded)
+    if args.text:
+        texts, place = (d.text for d in corpus.read(Path(args.text))), args.text
+    elif (Path(args.model) / "data" / "heldout").exists():
+        run = Run.open(Path(args.model))
+        texts, place = documents(Shards.open(run.heldout, tokenizer.hash()), tokenizer), str(run.heldout)
+    else:
+        raise TerakoyaError("eval", "needs a text", hint="give --text PATH")
+    began = time.perf_counter()
+    found = score(loaded.model, tokenizer, _limited(texts, args.limit), window=args.window)
+    seconds = time.perf_counter() - began
+    head = ("text", "bytes", "tokens", "nats/token", "perplexity", "bits/byte", "tokens/s")
+    row = (
+        place, f"{found.bytes:,}", f"{found.tokens:,}", f"{found.nats / found.tokens:.4f}", f"{found.perplexity:.2f}",
+        f"{found.bits_per_byte:.4f}", f"{found.tokens / seconds:,.0f}",
+    )  # fmt: skip
+    screen.table(f"{args.model}", head, [row])
+
+
+def documents(shards: Shards, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the texts of shards."""
+    ends = [*shards.starts[1:], shards.tokens]
+    for begin, end in zip(shards.starts, ends, strict=True):
+        yield tokenizer.decode(shards.slice(int(begin), int(end)).tolist())
+
+
+def _limited(texts: Iterable[str], limit: int) -> Iterator[str]:
+    for text in texts:
+        if limit <= 0:
+            return
+        data = text.encode()
+        if len(data) > limit:
+            screen.console.print(f"[dim]scored the first {limit:,} bytes of what is left; raise --limit for more[/dim]")
+            text = data[:limit].decode("utf-8", "ignore")
+        limit -= len(data)
+        yield text
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Write a model as a Hugging Face folder."""
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TerakoyaError(str(out), "exists already", hint="choose a new folder")
+    loaded = open_model(args.model)
+    files.save(loaded, out, dtype=getattr(torch, args.dtype))
+    screen.console.print(f"{loaded.family}: {sum(p.numel() for p in loaded.model.parameters()):,} parameters in {out}")
