@@ -70,6 +70,7 @@ def plain(place: str, description: Json, ids: dict[int, str], hidden: Collection
         vocab = {piece: id for piece, id in model["vocab"].items() if piece not in hidden}
         model["vocab"] = vocab | inside
     if model["type"] == "BPE":
+        _check_prefix(place, model)
         model["merges"] = [m for m in model["merges"] if _joined(m) not in gone]
     bytes_in_reach = model["type"] == "Unigram" and model.get("byte_fallback")
     return description | {
@@ -113,6 +114,15 @@ def check_patterns(place: str, description: Json) -> None:
             pattern = step.get("pattern")
             if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
                 check_pattern(f"{place} {key}", pattern["Regex"])
+
+
+def _check_prefix(place: str, model: Json) -> None:
+    """The library cuts this prefix off the right side of each merge unseen, and kills the process if it is not there."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model["merges"] if prefix else ():
+        right = merge[1] if isinstance(merge, list) else merge.partition(" ")[2]
+        if not right.startswith(prefix):
+            raise TerakoyaError(f"{place} merges", f"have a right side without the prefix {prefix!r}", given=merge)
 
 
 def _joined(merge: Any) -> str:
