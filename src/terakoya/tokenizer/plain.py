@@ -117,7 +117,7 @@ def check_patterns(place: str, description: Json) -> None:
 
 
 def _check_prefix(place: str, model: Json) -> None:
-    """The library cuts this prefix off the right side of each merge unseen, and kills the process if it is not there."""
+    """The library cuts this prefix off each right side unseen, and kills the process where it is not there."""
     prefix = model.get("continuing_subword_prefix") or ""
     for merge in model["merges"] if prefix else ():
         right = merge[1] if isinstance(merge, list) else merge.partition(" ")[2]
