@@ -49,9 +49,10 @@ def naive(
         scores = scores + bias(q, q_pos, k_pos)
     if look.softcap is not None:
         scores = look.softcap * torch.tanh(scores / look.softcap)
-    scores = scores.float().masked_fill(~visible(q_pos, k_pos, look), float("-inf"))
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = scores.masked_fill(~visible(q_pos, k_pos, look), float("-inf"))
     if sinks is not None:
-        scores = torch.cat([scores, sinks.float().view(1, H, 1, 1).expand(*scores.shape[:3], 1)], -1)
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(1, H, 1, 1).expand(*scores.shape[:3], 1)], -1)
     weights = scores.softmax(-1)[..., : k.shape[1]].to(v.dtype)
     return torch.einsum("bhts,bshv->bthv", weights, v.repeat_interleave(H // G, 2))
 

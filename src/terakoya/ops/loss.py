@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = 2**23  # logits per chunk: 32 MiB in fp32
 
@@ -65,6 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved, (learn_x, learn_w, dtype) = list(ctx.saved_tensors), ctx.learn
         grad_x = saved.pop(0).mul_(grad) if learn_x else None

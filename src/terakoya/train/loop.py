@@ -94,15 +94,17 @@ class Trainer:
                     )
                     if watch:
                         watch(self._progress(done + 1, row, batch, seconds, time.perf_counter() - began, heldout))
-                    if failed >= PATIENCE:
+                    stop = self._stop  # read once: a signal between two looks at it would end the run unsaved
+                    if self._due(done + 1) or stop or failed >= PATIENCE or done + 1 == self.steps:
+                        metrics.sync()
                         self.save(done + 1)
+                    if failed >= PATIENCE:
+                        seen = f"loss {result.loss}, gradient norm {result.norm}, weight {result.weight}"
                         raise TerakoyaError(
-                            "training", f"{failed} steps in a row gave a loss or gradient that is not finite",
+                            "training", f"{failed} steps in a row could not be taken ({seen})",
                             hint="lower optim.lr, or look at the data of these steps with: terakoya data show --step K",
                         )  # fmt: skip
-                    if self._due(done + 1) or self._stop or done + 1 == self.steps:
-                        self.save(done + 1)
-                    if self._stop and done + 1 < self.steps:
+                    if stop and done + 1 < self.steps:
                         return False
         finally:
             metrics.close()
@@ -205,8 +207,8 @@ def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
     device.keep_memory()
     place = device.choose(recipe.device, recipe.precision)
     tokenizer = Tokenizer.load(run.tokenizer)
-    train = Shards.open(run.train, tokenizer.hash())
-    heldout = Shards.open(run.heldout, tokenizer.hash())
+    train = Shards.open(run.train, tokenizer.hash(), verify=True)
+    heldout = Shards.open(run.heldout, tokenizer.hash(), verify=True)
     if run.resolved.exists():
         resolved = config.load_file(Recipe, run.resolved)
     else:
@@ -215,11 +217,11 @@ def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
     assert isinstance(resolved.model, spec.Model)
     if resolved.budget.minutes is not None:
         resolved = replace(resolved, budget=Budget(steps=_affordable(resolved, loader, objective, place)))
+    model, optimizer = fresh(resolved, place)
     if not run.resolved.exists():
-        run.write("resolved.toml", config.dump(resolved))
         run.write("spec.toml", config.dump(resolved.model))
         run.write_json("environment.json", device.environment())
-    model, optimizer = fresh(resolved, place)
+        run.write("resolved.toml", config.dump(resolved))  # last: where it stands, the others do too
     trainer = Trainer(run, resolved, model, optimizer, loader, heldout, tokenizer, place, objective)
     if (checkpoint := run.checkpoints(resolved.keep.count).latest()) is not None:
         trainer.resume(checkpoint)

@@ -26,6 +26,10 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.1
 
+    def __post_init__(self) -> None:
+        _rates("adamw", lr=self.lr, weight_decay=self.weight_decay, eps=self.eps)
+        _shares("adamw", betas=self.betas)
+
 
 @dataclass(frozen=True)
 class Muon:
@@ -39,6 +43,23 @@ class Muon:
     scalar_lr: float = 0.01
     betas: tuple[float, float] = (0.8, 0.95)
     eps: float = 1e-10
+
+    def __post_init__(self) -> None:
+        rates = {"lr": self.lr, "embed_lr": self.embed_lr, "head_lr": self.head_lr, "scalar_lr": self.scalar_lr}
+        _rates("muon", **rates, weight_decay=self.weight_decay, eps=self.eps)
+        _shares("muon", betas=self.betas, momentum=(self.momentum,))
+
+
+def _rates(kind: str, **given: float) -> None:
+    for name, value in given.items():
+        if not 0 <= value < math.inf:
+            raise TerakoyaError(f"{kind}.{name}", given=value, allowed="0 or more")
+
+
+def _shares(kind: str, **given: tuple[float, ...]) -> None:
+    for name, values in given.items():
+        if not all(0 <= value < 1 for value in values):
+            raise TerakoyaError(f"{kind}.{name}", given=values, allowed="0 or more, less than 1")
 
 
 Optim = AdamW | Muon
@@ -65,6 +86,8 @@ class Optimizer:
         ]
         self.peaks = [g["lr"] for g in groups]
         self.adam = torch.optim.AdamW(groups, betas=plan.betas, eps=plan.eps, fused=True) if groups else None
+        if self.adam is not None:  # from the start, not from the first step, so that what is saved is always whole
+            self.adam.state.update({p: _start(p) for _, _, p in rest})
 
     def step(self, factor: float) -> None:
         """Move every parameter along its gradient, at `factor` of the peak rates."""
@@ -101,31 +124,28 @@ class Optimizer:
         """Return every state tensor by "kind/parameter name"."""
         out = {f"momentum/{self.names[p]}": m for p, m in self.momentum.items()}
         if self.adam is not None:
-            for p, table in self.adam.state.items():
-                out |= {f"{kind}/{self.names[p]}": value for kind, value in table.items()}
+            names = {p: n for p, n in self.names.items() if p in self.adam.state}
+            out |= {f"{kind}/{n}": value for p, n in names.items() for kind, value in self.adam.state[p].items()}
         return out
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave; anything missing or left over is an error."""
-        left = dict(state)
-        for p, m in self.momentum.items():
-            m.copy_(_take(left, f"momentum/{self.names[p]}"))
-        if self.adam is not None and left:
-            for group in self.adam.param_groups:
-                for p in group["params"]:
-                    self.adam.state[p] = {
-                        kind: _take(left, f"{kind}/{self.names[p]}").to(p.device)
-                        for kind in ("step", "exp_avg", "exp_avg_sq")
-                        if f"{kind}/{self.names[p]}" in left
-                    }
-        if left:
-            raise TerakoyaError("optimizer state", "does not belong to this model", given=", ".join(sorted(left)[:4]))
+        own = self.state()
+        for problem, names in (("lacks", own.keys() - state.keys()), ("has no place for", state.keys() - own.keys())):
+            if names:
+                shown = ", ".join(sorted(names)[:4])
+                raise TerakoyaError("optimizer state", f"{problem} {len(names)} tensors: {shown}")
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                given, allowed = tuple(state[name].shape), tuple(tensor.shape)
+                raise TerakoyaError(f"optimizer state: {name}", "has the wrong shape", given=given, allowed=allowed)
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
 
 
-def _take(state: dict[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        raise TerakoyaError("optimizer state", "lacks a tensor", given=name)
-    return state.pop(name)
+def _start(p: Tensor) -> dict[str, Tensor]:
+    zeros = (torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2))
+    return {"step": torch.zeros((), device=p.device), **dict(zip(("exp_avg", "exp_avg_sq"), zeros, strict=True))}
 
 
 # Polar Express (Amsel 2025): the five quintics, each best for the interval of singular values the last one leaves.

@@ -47,6 +47,7 @@ def sides(plan: Corpus, seed: int) -> tuple[Iterator[Document], Iterator[Documen
 
 def prepare_data(run: Run, recipe: Recipe, say: Say = log.info) -> Tokenizer:
     """Make the run's tokenizer and shards where they are missing; return the tokenizer."""
+    _sweep(run)
     tokenizer = _tokenizer(run, recipe, say)
     learn, kept = sides(recipe.corpus, recipe.seed)
     for name, folder, found in (("training", run.train, learn), ("held-out", run.heldout, kept)):
@@ -57,6 +58,12 @@ def prepare_data(run: Run, recipe: Recipe, say: Say = log.info) -> Tokenizer:
                 f"{shards.tokens:,} tokens ({shards.text_bytes / shards.tokens:.2f} bytes each)"
             )
     return tokenizer
+
+
+def _sweep(run: Run) -> None:
+    """Remove what killed preparations left half-made."""
+    for left in (*run.folder.glob(".tokenizer.*"), *run.train.parent.glob(".*.partial-*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _tokenizer(run: Run, recipe: Recipe, say: Say) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,11 @@ class Corpus:
     holdout: float = 0.02  # share of the documents never trained on
     limit: int | None = None  # bytes of text at most; None: all
 
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise TerakoyaError("corpus.holdout", given=self.holdout, allowed="a share between 0 and 1, both excluded")
+        _least(1, "corpus", limit=self.limit)
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -33,6 +39,9 @@ class Vocabulary:
     size: int = 8192
     path: Path | None = None
     sample: int = 16_000_000  # bytes of text to train it on
+
+    def __post_init__(self) -> None:
+        _least(1, "tokenizer", size=self.size, sample=self.sample)
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,7 @@ class Rows:
     micro: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("count", "context", "micro"):
-            if getattr(self, name) < 1:
-                raise TerakoyaError(f"rows.{name}", given=getattr(self, name), allowed="1 or more")
+        _least(1, "rows", count=self.count, context=self.context, micro=self.micro)
         if self.micro > self.count:
             raise TerakoyaError("rows.micro", given=self.micro, allowed=f"at most rows.count={self.count}")
 
@@ -60,9 +67,11 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
-            raise TerakoyaError("budget", "needs either steps or minutes", given=(self.steps, self.minutes))
-        if (self.steps or self.minutes or 0) <= 0:
-            raise TerakoyaError("budget", given=(self.steps or self.minutes), allowed="more than 0")
+            given = f"steps={self.steps}, minutes={self.minutes}"
+            raise TerakoyaError("budget", f"needs either steps or minutes, not {given}", hint='or write steps = "none"')
+        _least(1, "budget", steps=self.steps)
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise TerakoyaError("budget.minutes", given=self.minutes, allowed="more than 0")
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,16 @@ class Keep:
     evaluate: int = 0
     count: int = 2  # checkpoints kept
     evaluate_bytes: int = 400_000  # held-out text scored at each look on the way; the last look scores all
+
+    def __post_init__(self) -> None:
+        _least(0, "keep", save=self.save, evaluate=self.evaluate)
+        _least(1, "keep", count=self.count, evaluate_bytes=self.evaluate_bytes)
+
+
+def _least(least: int, place: str, **given: int | None) -> None:
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise TerakoyaError(f"{place}.{name}", given=value, allowed=f"{least} or more")
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,11 @@ class Recipe:
     compile: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _least(1, "recipe", depth=self.depth)
+        if self.clip is not None and not self.clip > 0:
+            raise TerakoyaError("clip", given=self.clip, allowed="more than 0, or none")
+
 
 def load(path: Path, assignments: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and lay `path=value` texts over it."""
@@ -103,12 +127,21 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Recipe:
 
 
 def assign(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """Apply `path=value` texts; `model.depth=6` opens a model that was given by name."""
+    """Apply `path=value` texts; `model.depth=6` opens a model given by name, `budget.minutes=2` replaces the steps."""
     for text in assignments:
+        if text.startswith(("budget.steps=", "budget.minutes=")):
+            recipe = replace(recipe, budget=_budget(text))
+            continue
         if text.startswith("model.") and isinstance(recipe.model, str):
             recipe = opened(recipe)
         recipe = config.assign(recipe, [text])
     return recipe
+
+
+def _budget(text: str) -> Budget:
+    """Read one kind of budget; it stands alone, whatever the budget was before."""
+    blank = Budget(steps=1) if text.startswith("budget.steps=") else Budget(minutes=1)
+    return config.assign(blank, [text.removeprefix("budget.")])
 
 
 def opened(recipe: Recipe) -> Recipe:
@@ -128,8 +161,6 @@ def resolve(recipe: Recipe, vocab: int) -> Recipe:
         raise TerakoyaError("family", "a model given as a table must name the family that says where weights are kept")
     lineage.family(recipe.family)
     if recipe.depth is not None:
-        if recipe.depth < 1:
-            raise TerakoyaError("depth", given=recipe.depth, allowed="1 or more")
         dim = 64 * recipe.depth
         s = lineage.rescale(s, dim, recipe.depth, min(64, dim))
         recipe = replace(recipe, optim=_rates_for(recipe.optim, dim), depth=None)

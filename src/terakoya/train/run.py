@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,10 @@ class Run:
                     str(folder), f"holds a run of another recipe (differs in {changed})", hint="choose another --run"
                 )
             return cls(folder)
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not folder.is_dir():
+            raise TerakoyaError(str(folder), "is a file, not a folder for a run", hint="choose another --run")
+        if folder.exists() and any(path.name != ".recipe.toml.partial" for path in folder.iterdir()):
             raise TerakoyaError(str(folder), "is not empty and holds no run", hint="choose another --run")
-        folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder)
         run.write("recipe.toml", config.dump(recipe))
         return run
@@ -68,13 +71,7 @@ class Run:
     def write(self, name: str, text: str) -> Path:
         """Write a text file whole or not at all."""
         target = self.folder / name
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise TerakoyaError(str(target), f"cannot be written: {error.strerror or error}") from None
+        _write(target, text)
         return target
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
@@ -82,34 +79,74 @@ class Run:
 
 
 class Lines:
-    """A JSON-lines file whose rows carry a step; resuming drops the rows after the checkpoint."""
+    """A JSON-lines file whose rows carry a step; resuming drops the rows after the checkpoint.
+
+    Every method raises TerakoyaError where the disk fails.
+    """
 
     def __init__(self, path: Path, *, after: int) -> None:
-        kept = [row for row in read_lines(path) if row["step"] <= after]
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self.path = path
+        _write(path, "".join(_line(row) for row in read_lines(path) if row["step"] <= after))
+        with _writing(path):
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row and hand it to the system."""
-        self._file.write(_line(row))
-        self._file.flush()
+        with _writing(self.path):
+            self._file.write(_line(row))
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk: a checkpoint must not outlive what led to it."""
+        with _writing(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        """Let go of the file; what it could not hold was reported by `write`."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file; a last line that a kill cut short is left out."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if not line.endswith("\n"):
-                return
-            yield json.loads(line)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TerakoyaError(str(path), f"cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise TerakoyaError(f"{path}:{number}", "is damaged: no JSON object with a step")
+        yield row
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    """Write a row; JSON knows no NaN and no infinity, so these become null."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write(target: Path, text: str) -> None:
+    partial = target.with_name(f".{target.name}.partial")  # one process writes to a run: a killed one's is overwritten
+    with _writing(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(target)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TerakoyaError(str(path), f"cannot be written: {error.strerror or error}") from None

@@ -17,7 +17,8 @@ class Stable:
     final: float = 0.05  # factor at the last step
 
     def __post_init__(self) -> None:
-        if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
+        _shares(warmup=self.warmup, decay=self.decay, final=self.final)
+        if self.warmup + self.decay > 1:
             raise TerakoyaError("schedule", "warmup + decay must be at most 1", given=(self.warmup, self.decay))
 
 
@@ -28,12 +29,24 @@ class Cosine:
     warmup: float = 0.02
     final: float = 0.1
 
+    def __post_init__(self) -> None:
+        _shares(warmup=self.warmup, final=self.final)
+
 
 @dataclass(frozen=True)
 class Constant:
     """Warm up, then stay."""
 
     warmup: float = 0.02
+
+    def __post_init__(self) -> None:
+        _shares(warmup=self.warmup)
+
+
+def _shares(**given: float) -> None:
+    for name, value in given.items():
+        if not 0 <= value <= 1:
+            raise TerakoyaError(f"schedule.{name}", given=value, allowed="a share from 0 to 1")
 
 
 Schedule = Stable | Cosine | Constant
@@ -52,4 +65,4 @@ def factor(schedule: Schedule, step: int, steps: int) -> float:
             return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         case Stable(_, decay, final):
             left = (steps - 1 - step) / max(1.0, decay * steps)
-            return 1.0 if left >= 1 else final + (1 - final) * left
+            return 1.0 if left >= 1 or not decay else final + (1 - final) * left

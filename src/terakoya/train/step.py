@@ -35,15 +35,16 @@ def gradients(
     The sum of weights is taken before the first backward pass, so the split into micro-batches changes nothing.
     """
     weight = float(sum(b.weights.sum(dtype=torch.float64).item() for b in micros))
+    share = weight or 1.0
     total, metrics = 0.0, dict[str, float]()
     for batch in micros:
         with torch.autocast(batch.tokens.device.type, dtype=autocast, enabled=autocast is not None):
             outcome = objective(model, batch)
-        (outcome.loss / max(weight, 1.0)).backward()
+        (outcome.loss / share).backward()
         total += outcome.loss.item()
         for name, value in outcome.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + value
-    return total / max(weight, 1.0), weight, metrics
+    return total / share, weight, metrics
 
 
 def step(
@@ -56,13 +57,13 @@ def step(
     clip: float | None = 1.0,
     autocast: torch.dtype | None = None,
 ) -> Stepped:
-    """Take one step; a loss or gradient that is not finite moves nothing and is reported."""
+    """Take one step; a loss or gradient that is not finite, or a batch where no target counts, moves nothing."""
     optimizer.zero()
     loss, weight, metrics = gradients(model, micros, objective, autocast=autocast)
     params = [p for p in optimizer.names if p.grad is not None]
     norm_tensor = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     norm = norm_tensor.item()
-    moved = math.isfinite(loss) and math.isfinite(norm)
+    moved = weight > 0 and math.isfinite(loss) and math.isfinite(norm)
     if moved:
         if clip is not None and norm > clip:
             torch.nn.utils.clip_grads_with_norm_(params, clip, norm_tensor)
