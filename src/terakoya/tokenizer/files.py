@@ -31,10 +31,10 @@ def load(path: Path | str) -> Tokenizer:
             raise TerakoyaError(str(path), "holds no tokenizer", allowed=("tokenizer.json", *_MODELS))
         path = path / names[0]
     if path.suffix == ".model":
-        return sentencepiece.read(str(path), _read(path), path.parent.name or path.stem)
+        return understood(str(path), lambda: sentencepiece.read(str(path), _read(path), path.parent.name or path.stem))
     if path.suffix != ".json":
         raise TerakoyaError(str(path), "is no tokenizer", allowed=("a folder", "tokenizer.json", "a .model file"))
-    return _from_json(path)
+    return understood(str(path), lambda: _from_json(path))
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
@@ -64,9 +64,7 @@ def _from_json(path: Path) -> Tokenizer:
     source = _template(path, config)
     template = ours.get("template") or recognise(source)
     name = ours.get("name") or path.parent.name or path.stem
-    return understood(
-        str(path), lambda: Tokenizer(description, name=str(name), template=template, jinja=source, **marks)
-    )
+    return Tokenizer(description, name=str(name), template=template, jinja=source, **marks)
 
 
 def _ids(description: Json) -> dict[str, int]:
