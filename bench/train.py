@@ -83,7 +83,12 @@ def peak(shape: tuple[int, ...], compiled: bool) -> Callable[[], None]:
     return lambda: [torch.mm(a, a) for _ in range(40)] and None
 
 
-CONTENDERS = {"terakoya": (ours, False), "hf": (theirs, False), "terakoya-compiled": (ours, True), "hf-compiled": (theirs, True)}
+CONTENDERS = {
+    "terakoya": (ours, False),
+    "hf": (theirs, False),
+    "terakoya-compiled": (ours, True),
+    "hf-compiled": (theirs, True),
+}
 
 
 def void(_: object) -> None:
@@ -126,7 +131,9 @@ def main() -> None:
         return
     names = [n for n in CONTENDERS if not (args.no_compile and "compiled" in n)] + ["peak"]
     command = [sys.executable, __file__, "--shape", args.shape, "--worker"]
-    procs = {n: subprocess.Popen([*command, n], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n in names}
+    procs = {
+        n: subprocess.Popen([*command, n], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n in names
+    }
     for name, proc in procs.items():
         assert proc.stdout and proc.stdout.readline() == "ready\n", name
     seconds: dict[str, list[float]] = {n: [] for n in names}
