@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from terakoya.errors import MissingExtra, TerakoyaError
+from terakoya.errors import MissingExtra, TerakoyaError, nearest
 from terakoya.train.run import Run
 from terakoya.zoo.convert import Loaded, load
 
@@ -40,7 +40,15 @@ def find(name: str) -> Path:
     raise TerakoyaError(
         "model", "no such file or folder", given=name,
         allowed=["a run", "a folder with config.json", "a .gguf file", *SHORT, "owner/name on the Hub"],
+        hint=nearest(name.lower(), SHORT) or _beside(path),
     )  # fmt: skip
+
+
+def _beside(path: Path) -> str:
+    try:
+        return nearest(path.name, [p.name for p in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def packaged(package: str) -> Path | None:

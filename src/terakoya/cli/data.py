@@ -36,7 +36,7 @@ def _show(args: argparse.Namespace) -> None:
     if not 1 <= args.step <= (resolved.budget.steps or 1):
         raise TerakoyaError("--step", given=args.step, allowed=f"1 to {resolved.budget.steps}")
     tokenizer = Tokenizer.load(run.tokenizer)
-    shards = Shards.open(run.train, tokenizer.hash())
+    shards = Shards.open(run.train, tokenizer.hash(), verify=True)
     loader = Loader(shards, rows=resolved.rows.count, context=resolved.rows.context, seed=resolved.seed)
     for span in loader.documents(args.step - 1):
         if args.rows and span.row >= args.rows:

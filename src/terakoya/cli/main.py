@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from terakoya import __version__
 from terakoya.errors import TerakoyaError, nearest
 
 Add = Callable[[argparse.ArgumentParser], None]
+TOKENIZER = "a folder, tokenizer.json, .model, .gguf, or a run"
 
 
 def _recipe(p: argparse.ArgumentParser) -> None:
@@ -25,17 +29,25 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 
 def _sampling(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
-    p.add_argument("--top-k", type=int, default=0, help="keep the K likeliest tokens; 0: all")
-    p.add_argument("--top-p", type=float, default=0.95, help="keep the likeliest tokens of this mass (default 0.95)")
-    p.add_argument("--min-p", type=float, default=0.0, help="keep tokens at least this likely, relative to the best")
-    p.add_argument("--typical", type=float, default=1.0, help="keep the most typical tokens of this mass")
-    p.add_argument("--repetition", type=float, default=1.0, help="divide scores of tokens already there")
-    p.add_argument("--presence", type=float, default=0.0, help="subtract from scores of tokens already answered")
-    p.add_argument("--frequency", type=float, default=0.0, help="the same, once per occurrence")
-    p.add_argument("--max-tokens", type=int, default=256, help="length of the answer at most (default 256)")
+    p.add_argument("--temperature", metavar="X", type=float, default=0.7, help="0 is greedy (default 0.7)")
+    p.add_argument("--top-k", metavar="N", type=int, default=0, help="keep the K likeliest tokens; 0: all")
+    p.add_argument(
+        "--top-p", metavar="X", type=float, default=0.95, help="keep the likeliest tokens of this mass (default 0.95)"
+    )
+    p.add_argument(
+        "--min-p", metavar="X", type=float, default=0.0, help="keep tokens at least this likely, relative to the best"
+    )
+    p.add_argument("--typical", metavar="X", type=float, default=1.0, help="keep the most typical tokens of this mass")
+    p.add_argument("--repetition", metavar="X", type=float, default=1.0, help="divide scores of tokens already there")
+    p.add_argument(
+        "--presence", metavar="X", type=float, default=0.0, help="subtract from scores of tokens already answered"
+    )
+    p.add_argument("--frequency", metavar="X", type=float, default=0.0, help="the same, once per occurrence")
+    p.add_argument(
+        "--max-tokens", metavar="N", type=int, default=256, help="length of the answer at most (default 256)"
+    )
     p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
-    p.add_argument("--seed", type=int, help="the same seed gives the same answer")
+    p.add_argument("--seed", metavar="N", type=int, help="the same seed gives the same answer")
 
 
 def _model(p: argparse.ArgumentParser) -> None:
@@ -50,7 +62,7 @@ def _generate(p: argparse.ArgumentParser) -> None:
 
 def _chat(p: argparse.ArgumentParser) -> None:
     _model(p)
-    p.add_argument("--system", help="a system message")
+    p.add_argument("--system", metavar="TEXT", help="a system message")
     p.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; may be repeated")
     _sampling(p)
 
@@ -58,46 +70,56 @@ def _chat(p: argparse.ArgumentParser) -> None:
 def _eval(p: argparse.ArgumentParser) -> None:
     _model(p)
     p.add_argument("--text", metavar="PATH", help="a file or folder (default: the held-out text of a run)")
-    p.add_argument("--limit", type=int, default=1_000_000, help="bytes of text at most (default 1,000,000)")
-    p.add_argument("--window", type=int, help="tokens a prediction may look back at")
+    p.add_argument(
+        "--limit", metavar="N", type=int, default=1_000_000, help="bytes of text at most (default 1,000,000)"
+    )
+    p.add_argument("--window", metavar="N", type=int, help="tokens a prediction may look back at")
+
+
+def _action(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, about: str
+) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=about, description=about)
 
 
 def _tokenizer(p: argparse.ArgumentParser) -> None:
     verbs = p.add_subparsers(dest="action", metavar="ACTION", required=True)
-    t = verbs.add_parser("train", help="Train a tokenizer. トークナイザーを訓練する。")
+    t = _action(verbs, "train", "Train a tokenizer. トークナイザーを訓練する。")
     t.add_argument("corpus", metavar="CORPUS", help="python-stdlib, a folder, or a file")
     t.add_argument("out", metavar="FOLDER", help="where to write tokenizer.json")
-    t.add_argument("--type", default="bpe", choices=["bpe", "unigram", "bytes", "chars"])
-    t.add_argument("--vocab", type=int, default=8192)
-    t.add_argument("--sample", type=int, default=16_000_000, help="bytes of text to read at most")
-    s = verbs.add_parser("show", help="Show how a text is cut. 文章の切れ方を見る。")
-    s.add_argument("tokenizer", metavar="TOKENIZER", help="a folder, tokenizer.json, .model, .gguf, or a run")
-    s.add_argument("text", metavar="TEXT")
-    r = verbs.add_parser("report", help="Measure compression and coverage. 圧縮率と被覆を測る。")
-    r.add_argument("tokenizer", metavar="TOKENIZER")
+    t.add_argument("--type", default="bpe", choices=["bpe", "unigram", "bytes", "chars"], help="(default bpe)")
+    t.add_argument("--vocab", metavar="N", type=int, default=8192, help="pieces at most (default 8192)")
+    t.add_argument("--sample", metavar="N", type=int, default=16_000_000, help="bytes of text to read at most")
+    s = _action(verbs, "show", "Show how a text is cut. 文章の切れ方を見る。")
+    s.add_argument("tokenizer", metavar="TOKENIZER", help=TOKENIZER)
+    s.add_argument("text", metavar="TEXT", help="the text to cut")
+    r = _action(verbs, "report", "Measure compression and coverage. 圧縮率と被覆を測る。")
+    r.add_argument("tokenizer", metavar="TOKENIZER", help=TOKENIZER)
 
 
 def _data(p: argparse.ArgumentParser) -> None:
     verbs = p.add_subparsers(dest="action", metavar="ACTION", required=True)
-    b = verbs.add_parser("build", help="Turn a corpus into token shards. 文書をトークン列に変える。")
+    b = _action(verbs, "build", "Turn a corpus into token shards. 文書をトークン列に変える。")
     b.add_argument("corpus", metavar="CORPUS", help="python-stdlib, a folder, or a file")
-    b.add_argument("out", metavar="FOLDER")
-    b.add_argument("--tokenizer", required=True, metavar="TOKENIZER")
-    s = verbs.add_parser("show", help="Print the very documents of a step. ある段の文書そのものを表示する。")
-    s.add_argument("run", metavar="RUN")
-    s.add_argument("--step", type=int, default=1, help="from 1")
-    s.add_argument("--rows", type=int, default=4, help="rows to print (default 4; 0: all)")
+    b.add_argument("out", metavar="FOLDER", help="a new folder for the shards")
+    b.add_argument("--tokenizer", required=True, metavar="TOKENIZER", help=TOKENIZER)
+    s = _action(verbs, "show", "Print the very documents of a step. ある段の文書そのものを表示する。")
+    s.add_argument("run", metavar="RUN", help="the folder of a run")
+    s.add_argument("--step", metavar="N", type=int, default=1, help="from 1 (default 1)")
+    s.add_argument("--rows", metavar="N", type=int, default=4, help="rows to print (default 4; 0: all)")
 
 
 def _convert(p: argparse.ArgumentParser) -> None:
     _model(p)
     p.add_argument("out", metavar="FOLDER", help="a new folder that transformers opens")
-    p.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    p.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="(default float32)")
 
 
 def _lineage(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", nargs="?", metavar="NAME", help="one system, e.g. llama2")
-    p.add_argument("--lang", choices=["en", "ja"], default="ja" if _japanese() else "en")
+    p.add_argument(
+        "--lang", choices=["en", "ja"], default="ja" if _japanese() else "en", help="(default: as the terminal)"
+    )
     p.add_argument("--mermaid", action="store_true", help="print the tree as a mermaid flowchart")
     p.add_argument("--html", metavar="FILE", help="write the tree as one self-contained page")
 
@@ -109,7 +131,7 @@ def _quickstart(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--corpus", metavar="PATH", default="python-stdlib", help="text to learn (default: Python's library)"
     )
-    p.add_argument("--minutes", type=float, default=2.0, help="training time (default 2)")
+    p.add_argument("--minutes", metavar="X", type=float, default=2.0, help="training time (default 2)")
     p.add_argument("--no-chat", action="store_true", help="stop after the small model")
     p.add_argument("overrides", nargs="*", metavar="path=value", help="changes of the recipe")
 
@@ -126,6 +148,7 @@ VERBS: dict[str, tuple[str, Add]] = {
     "convert": ("Write a model as a Hugging Face folder. モデルを Hugging Face 形式で書き出す。", _convert),
     "lineage": ("The tree of language models. 言語モデルの系譜を描く。", _lineage),
 }
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 MODULES = {"show": "train", "generate": "use", "chat": "use", "eval": "use", "convert": "use"}
 
 
@@ -144,18 +167,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with one-line errors that name the nearest verb."""
+    """argparse with one-line errors that name the nearest verb, choice or option."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
-        wrong = message.partition("invalid choice: '")[2].partition("'")[0]
-        hint = nearest(wrong, VERBS) if wrong else ""
-        self.exit(2, f"{self.prog}: {message}{'; ' + hint if hint else ''}; see {self.prog} --help\n")
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)|unrecognized arguments: (-\S+)", message)
+        hint = ""
+        if found:
+            options = [o for a in self._actions for o in a.option_strings]
+            hint = nearest(found[1] or found[3], options if found[3] else re.findall(r"[\w-]+", found[2]))
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}{'; ' + hint if hint else ''}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; a mistake of the user is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no kana still gets its answer
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     p = parser()
-    args = p.parse_args(arguments)
+    args = _parsed(p, arguments)
     if args.verb is None:
         p.print_help()
         return
@@ -164,15 +193,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         getattr(module, args.verb)(args)
     except TerakoyaError as error:
         sys.exit(_say(f"terakoya: {error}"))
-    except BrokenPipeError:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        sys.exit(_say(f"terakoya: {error.filename or 'the system'}: {reason}; free space, or choose another place"))
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         sys.exit(130)
 
 
+def _parsed(p: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; `path=value` may stand before and after options, which argparse alone does not see."""
+    given = [_utf8(text) for text in (sys.argv[1:] if arguments is None else arguments)]
+    args, left = p.parse_known_args(given)
+    if hasattr(args, "overrides"):
+        args.overrides += [text for text in left if not text.startswith("-")]
+        left = [text for text in left if text.startswith("-")]
+    if left:
+        verbs = next(a for a in p._actions if isinstance(a, argparse._SubParsersAction))
+        verbs.choices.get(args.verb, p).error(f"unrecognized arguments: {' '.join(left)}")
+    return args
+
+
+def _utf8(text: str) -> str:
+    if any("\ud800" <= c <= "\udfff" for c in text):  # how Python hands over bytes that are no UTF-8
+        sys.exit(_say(f"terakoya: argument {os.fsencode(text)!r}: is not UTF-8; set the terminal to UTF-8"))
+    return text
+
+
 def _say(message: str) -> int:
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(" ".join(message.split()) + "\n")
     return 2
 
 

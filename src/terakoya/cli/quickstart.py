@@ -39,11 +39,11 @@ def quickstart(args: argparse.Namespace) -> None:
     asked = Recipe(corpus=Corpus(args.corpus), budget=Budget(minutes=args.minutes))
     asked = assign(replace(asked, keep=replace(asked.keep, evaluate=100)), args.overrides)
     _station(1, "text to tokens", "文章からトークンへ")
-    run = Run.create(Path(args.run), asked)
-    if not fit(run, asked):
+    if not fit(Path(args.run), asked):
         screen.console.print(f"stopped; continue with: terakoya quickstart --run {args.run}")
         return
     _station(2, "what it learned", "何を学んだか")
+    run = Run.open(Path(args.run))
     result = measure(run)
     report(run, result)
     _station(3, "what it writes", "何を書くか")

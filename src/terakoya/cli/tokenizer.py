@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from terakoya.cli import show as screen
-from terakoya.errors import TerakoyaError
+from terakoya.cli.folder import new_folder
 from terakoya.tokenizer import Tokenizer, from_gguf, report, train
 from terakoya.train.prepare import documents
 from terakoya.train.recipe import Corpus
@@ -29,13 +29,11 @@ def open_tokenizer(name: str) -> Tokenizer:
 
 
 def _train(args: argparse.Namespace) -> None:
-    out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TerakoyaError(str(out), "exists already", hint="choose a new folder")
-    texts = (d.text for d in documents(Corpus(args.corpus, limit=args.sample)))
-    made = train(texts, args.type, args.vocab)
-    made.save(out)
-    screen.console.print(f"{args.type}: {made.vocab_size:,} pieces in {out}")
+    with new_folder(args.out) as folder:
+        texts = (d.text for d in documents(Corpus(args.corpus, limit=args.sample)))
+        made = train(texts, args.type, args.vocab)
+        made.save(folder)
+    screen.console.print(f"{args.type}: {made.vocab_size:,} pieces in {args.out}", markup=False)
     screen.console.print(str(report(made)), markup=False)
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from terakoya import config, device
 from terakoya.cli import show as screen
+from terakoya.cli.folder import kept_if_whole
 from terakoya.errors import TerakoyaError, nearest
+from terakoya.model.build import build
 from terakoya.train import loop, prepare, recipe
 from terakoya.train.recipe import Recipe
 from terakoya.train.run import Run
@@ -19,14 +21,25 @@ def train(args: argparse.Namespace) -> None:
     """Train to the end of the recipe, or on from where the run stands."""
     asked, folder = _asked(args.recipe, args.overrides)
     folder = Path(args.run) if args.run else folder or Path("runs") / Path(args.recipe).stem
-    if not fit(Run.create(folder, asked), asked):
-        screen.console.print(f"stopped; continue with: terakoya train {folder}")
+    if not fit(folder, asked):
+        screen.console.print(f"stopped; continue with: terakoya train {folder}", markup=False)
 
 
-def fit(run: Run, asked: Recipe) -> bool:
+def start(folder: Path, asked: Recipe) -> loop.Trainer:
+    """Prepare text, tokenizer and model; a folder begun here goes away again where the recipe is at fault."""
+    device.choose(asked.device, asked.precision)
+    likely = recipe.resolve(asked, asked.tokenizer.size)  # tell mistakes before minutes of work
+    assert not isinstance(likely.model, str)
+    build(likely.model, device="meta")
+    with kept_if_whole(folder):
+        run = Run.create(folder, asked)
+        prepare.prepare_data(run, asked, screen.console.print)
+        return loop.prepare(run, asked)
+
+
+def fit(folder: Path, asked: Recipe) -> bool:
     """Prepare and train a run, with a bar; False where a signal ended it early."""
-    prepare.prepare_data(run, asked, screen.console.print)
-    trainer = loop.prepare(run, asked)
+    trainer = start(folder, asked)
     resolved = trainer.recipe
     assert not isinstance(resolved.model, str)
     peak = device.measured_peak(trainer.place)
@@ -44,7 +57,7 @@ def fit(run: Run, asked: Recipe) -> bool:
         done = trainer.train(watch)
     if trainer.skipped:
         screen.console.print(f"{trainer.skipped} steps were skipped: loss or gradient not finite")
-    screen.console.print(f"everything is in {run.folder}")
+    screen.console.print(f"everything is in {folder}", markup=False)
     return done
 
 

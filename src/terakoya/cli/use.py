@@ -12,6 +12,7 @@ import torch
 
 from terakoya import corpus
 from terakoya.cli import show as screen
+from terakoya.cli.folder import new_folder
 from terakoya.data import Shards
 from terakoya.engine.chat import Chat, Reply
 from terakoya.engine.generate import generate as continued
@@ -46,11 +47,18 @@ def generate(args: argparse.Namespace) -> None:
     """Continue a text on standard output."""
     how = sampling(args)
     loaded = open_model(args.model)
-    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    text = _stdin() if args.prompt == "-" else args.prompt
     for piece in continuation(loaded, text, how):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TerakoyaError("standard input", f"is not UTF-8 at byte {error.start}", hint="convert it first") from None
 
 
 def continuation(loaded: Loaded, text: str, how: Sampling) -> Iterator[str]:
@@ -133,7 +141,7 @@ def eval(args: argparse.Namespace) -> None:
         texts, place = (d.text for d in corpus.read(Path(args.text))), args.text
     elif (Path(args.model) / "data" / "heldout").exists():
         run = Run.open(Path(args.model))
-        texts, place = documents(Shards.open(run.heldout, tokenizer.hash()), tokenizer), str(run.heldout)
+        texts, place = documents(Shards.open(run.heldout, tokenizer.hash(), verify=True), tokenizer), str(run.heldout)
     else:
         raise TerakoyaError("eval", "needs a text", hint="give --text PATH")
     began = time.perf_counter()
@@ -168,9 +176,8 @@ def _limited(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 def convert(args: argparse.Namespace) -> None:
     """Write a model as a Hugging Face folder."""
-    out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TerakoyaError(str(out), "exists already", hint="choose a new folder")
-    loaded = open_model(args.model)
-    files.save(loaded, out, dtype=getattr(torch, args.dtype))
-    screen.console.print(f"{loaded.family}: {sum(p.numel() for p in loaded.model.parameters()):,} parameters in {out}")
+    with new_folder(args.out) as folder:
+        loaded = open_model(args.model)
+        files.save(loaded, folder, dtype=getattr(torch, args.dtype))
+    count = sum(p.numel() for p in loaded.model.parameters())
+    screen.console.print(f"{loaded.family}: {count:,} parameters in {args.out}", markup=False)
