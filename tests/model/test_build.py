@@ -20,8 +20,8 @@ every = pytest.mark.parametrize("name", SPECS)
 WIDE = replace(lineage.sized("llama2/nano"), vocab=512, context=64)
 
 
-def start(s: spec.Model, seed: int = 0, init: Init = Init()) -> dict[str, torch.Tensor]:
-    return {n: p.detach() for n, p in initialise(build(s), seed, init).named_parameters()}
+def start(s: spec.Model, seed: int = 0, init: Init | None = None) -> dict[str, torch.Tensor]:
+    return {n: p.detach() for n, p in initialise(build(s), seed, init or Init()).named_parameters()}
 
 
 def test_values_depend_on_seed_and_name_alone() -> None:

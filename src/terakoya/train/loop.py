@@ -223,8 +223,10 @@ def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
         run.write_json("environment.json", device.environment())
         run.write("resolved.toml", config.dump(resolved))  # last: where it stands, the others do too
     trainer = Trainer(run, resolved, model, optimizer, loader, heldout, tokenizer, place, objective)
-    if (checkpoint := run.checkpoints(resolved.keep.count).latest()) is not None:
+    checkpoints = run.checkpoints(resolved.keep.count)
+    if (checkpoint := checkpoints.latest()) is not None:
         trainer.resume(checkpoint)
+        checkpoints.prune()  # what a kill between a save and its clean-up left
     return trainer
 
 

@@ -129,19 +129,14 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Recipe:
 def assign(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     """Apply `path=value` texts; `model.depth=6` opens a model given by name, `budget.minutes=2` replaces the steps."""
     for text in assignments:
-        if text.startswith(("budget.steps=", "budget.minutes=")):
-            recipe = replace(recipe, budget=_budget(text))
-            continue
+        if text.startswith("budget.steps="):
+            recipe = replace(recipe, budget=Budget(steps=1))
+        if text.startswith("budget.minutes="):
+            recipe = replace(recipe, budget=Budget(minutes=1))
         if text.startswith("model.") and isinstance(recipe.model, str):
             recipe = opened(recipe)
         recipe = config.assign(recipe, [text])
     return recipe
-
-
-def _budget(text: str) -> Budget:
-    """Read one kind of budget; it stands alone, whatever the budget was before."""
-    blank = Budget(steps=1) if text.startswith("budget.steps=") else Budget(minutes=1)
-    return config.assign(blank, [text.removeprefix("budget.")])
 
 
 def opened(recipe: Recipe) -> Recipe:
