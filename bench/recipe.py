@@ -2,10 +2,10 @@
 
     python bench/recipe.py [--seconds 120] [--corpus python-stdlib]
 
-The rival trains for `--seconds` at each of several learning rates, with a cosine to zero over exactly that time; its best
-final held-out score is the target. Ours then trains for growing shares of that time, its schedule fitted to each, until
-it reaches the target. Same tokenizer, same shards, same tokens per step, fp32; evaluation is not timed. The rival gets
-4 x 256 and the same vocabulary; each contender runs in a process of its own.
+The rival trains for `--seconds` at each of several learning rates, with a cosine to zero over exactly that time; its
+best final held-out score is the target. Ours then trains for growing shares of that time, its schedule fitted to each,
+until it reaches the target. Same tokenizer and shards, fp32; evaluation is not timed. The rival is 4 x 256 with rows of
+256 tokens, 16 a step; each contender runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ def ours(folder: Path, seconds: float) -> dict[str, float]:
     """Train our default recipe for the time and score it on the same shards."""
     from terakoya import device
     from terakoya.data import Loader, Shards
-    from terakoya.train import loop, step as one
+    from terakoya.train import loop
     from terakoya.train.objective import causal
     from terakoya.train.recipe import Recipe, resolve
     from terakoya.train.schedule import factor
+    from terakoya.train.step import step
 
     device.keep_memory()
     train, heldout = Shards.open(folder / "data" / "train"), Shards.open(folder / "data" / "heldout")
@@ -85,14 +86,14 @@ def ours(folder: Path, seconds: float) -> dict[str, float]:
     trial = []
     for i in range(6):
         tick = time.perf_counter()
-        one.step(throwaway[0], [loader.batch(i)], causal, throwaway[1], factor=0.1)
+        step(throwaway[0], [loader.batch(i)], causal, throwaway[1], factor=0.1)
         trial.append(time.perf_counter() - tick)
     steps = max(2, int(seconds / sorted(trial[1:])[2]))
     spent = 0.0
     for i in range(steps):
         tick = time.perf_counter()
         rate = factor(recipe.schedule, i, steps)
-        one.step(model, [loader.batch(i)], causal, optimizer, factor=rate, clip=recipe.clip)
+        step(model, [loader.batch(i)], causal, optimizer, factor=rate, clip=recipe.clip)
         spent += time.perf_counter() - tick
     return {"bits_per_byte": loop.evaluate(model, heldout, recipe.rows, place), "steps": steps, "seconds": spent}
 
@@ -119,6 +120,11 @@ def alone(*arguments: object) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def said(found: dict[str, float]) -> str:
+    """One line of a result."""
+    return f"{found['bits_per_byte']:.4f} bits/byte after {found['seconds']:.0f} s, {found['steps']} steps"
+
+
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--seconds", type=float, default=120)
@@ -137,14 +143,12 @@ def main() -> None:
     folder = prepare(args.corpus)
     scores = {rate: alone("rival", folder, args.seconds, rate) for rate in RATES}
     for rate, found in scores.items():
-        print(
-            f"GPT-2, AdamW {rate:g}: {found['bits_per_byte']:.4f} bits/byte after {found['seconds']:.0f} s, {found['steps']} steps"
-        )
+        print(f"GPT-2, AdamW {rate:g}: {said(found)}")
     target = min(found["bits_per_byte"] for found in scores.values())
     for share in SHARES:
         found = alone("ours", folder, args.seconds * share)
         print(
-            f"terakoya: {found['bits_per_byte']:.4f} bits/byte after {found['seconds']:.0f} s, {found['steps']} steps",
+            f"terakoya: {said(found)}",
             flush=True,
         )
         if found["bits_per_byte"] <= target:
