@@ -14,7 +14,8 @@ from terakoya.train import loop, prepare, recipe
 from terakoya.train.recipe import Recipe
 from terakoya.train.run import Run
 
-RECIPES = Path("recipes")
+# The reader's own folder first, then those that came with the package: beside the code in a wheel, above it in a clone.
+RECIPES = (Path("recipes"), Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -78,7 +79,7 @@ def _asked(name: str, overrides: list[str]) -> tuple[Recipe, Path | None]:
         return recipe.load(path / "recipe.toml", overrides), path
     if path.suffix == ".toml" or path.is_file():
         return recipe.load(path, overrides), None
-    known = {p.stem: p for p in sorted(RECIPES.glob("*.toml"))}
+    known = {p.stem: p for home in reversed(RECIPES) for p in sorted(home.glob("*.toml"))}
     if name in known:
         return recipe.load(known[name], overrides), None
     raise TerakoyaError(
