@@ -99,6 +99,8 @@ def save(loaded: Loaded, folder: Path, *, dtype: torch.dtype | None = None) -> N
 def config_files(loaded: Loaded, dtype: torch.dtype | None = None) -> dict[str, bytes]:
     """Return the JSON files that stand beside the weights, by name."""
     config = loaded.config or make_config(loaded.spec, loaded.family, loaded.tokenizer, dtype or torch.float32)
+    if dtype is not None:  # what the file came with says how it was, not how it is written now
+        config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).removeprefix("torch.")}
     return {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
