@@ -41,6 +41,43 @@ FALCON = {
 }
 MPT = {"d_model": 48, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}
 
+LLAMA4 = LLAMA | {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "intermediate_size_mlp": 80,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "attention_chunk_size": 6,
+    "no_rope_layers": [1, 1, 0, 1],
+    "floor_scale": 4,
+    "attn_scale": 0.3,
+}
+MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+GEMMA = {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 30}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 2.0,
+}
+DEEPSEEK = (
+    LLAMA
+    | MHA
+    | {
+        "kv_lora_rank": 16,
+        "q_lora_rank": 24,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 10,
+        "n_routed_experts": 8,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.5,
+    }
+)
+
 # name: (model_type, config)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt": ("openai-gpt", GPT),
@@ -97,10 +134,142 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", LLAMA | MHA | {"rms_norm_eps": 1e-6}),
     "llama-bias": ("llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama-linear": ("llama", LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    "llama3": (
+        "llama",
+        LLAMA
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "llama-dynamic": (
+        "llama",
+        LLAMA
+        | {
+            "max_position_embeddings": 8,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        },
+    ),
+    "llama-yarn": (
+        "llama",
+        LLAMA
+        | {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "smollm3": ("smollm3", LLAMA | {"num_hidden_layers": 4}),
+    "llama4": ("llama4_text", LLAMA4),
+    "llama4-dense": (
+        "llama4_text",
+        LLAMA4 | {"interleave_moe_layer_step": 2, "attn_temperature_tuning": False, "use_qk_norm": False},
+    ),
+    "mistral": ("mistral", LLAMA | {"sliding_window": 6}),
+    "mistral-full": ("mistral", LLAMA | {"sliding_window": None, "head_dim": 16}),
+    "mixtral": ("mixtral", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "phi": ("phi", LLAMA | {"partial_rotary_factor": 0.5}),
+    "phi-qk-norm": ("phi", LLAMA | {"partial_rotary_factor": 0.5, "qk_layernorm": True}),
+    "phi3": ("phi3", LLAMA | {"sliding_window": 6}),
+    "phi3-partial": ("phi3", LLAMA | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
+    "phi3-longrope": (
+        "phi3",
+        LLAMA
+        | {
+            "original_max_position_embeddings": 8,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0 + 0.1 * i for i in range(6)],
+                "long_factor": [2.0 + 0.3 * i for i in range(6)],
+                "original_max_position_embeddings": 8,
+            },
+        },
+    ),
+    "qwen2": ("qwen2", LLAMA),
+    "qwen2-windows": ("qwen2", LLAMA | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    "qwen2-moe": (
+        "qwen2_moe",
+        LLAMA
+        | {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            "decoder_sparse_step": 2,
+        },
+    ),
+    "qwen3": ("qwen3", LLAMA | {"head_dim": 16}),
+    "qwen3-moe": ("qwen3_moe", LLAMA | MOE | {"head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "gemma": ("gemma", LLAMA | {"head_dim": 16}),
+    "gemma2": ("gemma2", LLAMA | GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3": ("gemma3_text", LLAMA | GEMMA | {"num_hidden_layers": 7}),
+    "olmo": ("olmo", LLAMA | {"clip_qkv": 0.4}),
+    "olmo2": ("olmo2", LLAMA),
+    "olmo3": ("olmo3", LLAMA | {"num_hidden_layers": 5, "sliding_window": 6}),
+    "olmoe": ("olmoe", LLAMA | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "stablelm": ("stablelm", LLAMA | {"partial_rotary_factor": 0.5, "use_qkv_bias": True}),
+    "stablelm2-12b": (
+        "stablelm",
+        LLAMA | {"partial_rotary_factor": 0.5, "use_parallel_residual": True, "qk_layernorm": True},
+    ),
+    "starcoder2": ("starcoder2", LLAMA | {"sliding_window": 6}),
+    "starcoder2-no-bias": ("starcoder2", LLAMA | {"use_bias": False, "tie_word_embeddings": False}),
+    "nemotron": ("nemotron", LLAMA | {"partial_rotary_factor": 0.5}),
+    "cohere": ("cohere", LLAMA),
+    "cohere-qk-norm": ("cohere", LLAMA | {"use_qk_norm": True, "logit_scale": 0.5}),
+    "cohere2": ("cohere2", LLAMA | {"num_hidden_layers": 5, "sliding_window": 6}),
+    "glm": ("glm", LLAMA | {"head_dim": 16}),
+    "glm4": ("glm4", LLAMA | {"head_dim": 16, "attention_bias": False}),
+    "granite": ("granite", LLAMA | GRANITE),
+    "granite-moe": ("granitemoe", LLAMA | GRANITE | {"num_local_experts": 4}),
+    "gpt-oss": (
+        "gpt_oss",
+        LLAMA | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},
+    ),
+    "nanochat": ("nanochat", LLAMA),
+    "deepseek-v2": (
+        "deepseek_v2",
+        DEEPSEEK | {"n_shared_experts": 2, "num_experts_per_tok": 2, "topk_method": "group_limited_greedy"},
+    ),
+    "deepseek-v2-lite": (
+        "deepseek_v2",
+        DEEPSEEK | {"q_lora_rank": None, "n_group": None, "topk_group": None, "num_experts_per_tok": 3},
+    ),
+    "deepseek-v3": (
+        "deepseek_v3",
+        DEEPSEEK
+        | {
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 3,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.7,
+            },
+        },
+    ),
+    "deepseek-v3-halves": ("deepseek_v3", DEEPSEEK | {"num_experts_per_tok": 3, "rope_interleave": False}),
     "llama-head-dim": ("llama", LLAMA | {"head_dim": 16}),
 }
 
 # Parameters that transformers keeps but a language model does not use.
+# Their angles depend on how long the sequence is by now: keys in memory were turned by others.
+UNCACHED = {"llama-dynamic", "phi3-longrope"}
+# transformers takes the longest of the batch for all of it, or (Llama 4) the index in place of the position.
+UNPADDED = {"llama-dynamic", "llama4"}
 SDPA = {"falcon-rw"}  # with "eager" transformers adds ALiBi twice there
 FP32_NORMS = 2e-5  # transformers computes norms, rotary tables and softmax in fp32 whatever the model's dtype
 

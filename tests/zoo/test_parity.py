@@ -9,7 +9,7 @@ import torch
 
 from terakoya.model.context import Memory, Packed
 from terakoya.zoo import convert
-from tests.zoo.reference import CASES, FP32_NORMS, attention, pair, prompt
+from tests.zoo.reference import CASES, FP32_NORMS, UNCACHED, UNPADDED, attention, pair, prompt
 
 pytestmark = pytest.mark.parity
 pytest.importorskip("transformers", reason="needs terakoya[reference]")
@@ -46,14 +46,14 @@ def test_logits(name):
     assert (got - want).abs().max() <= tolerance(want)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [n for n in CASES if n not in UNPADDED])
 def test_left_padded_batch_equals_packed(name):
     """Their batch of two prompts, padded on the left, equals ours packed without padding."""
     theirs, ours, _ = pair(name)
-    a, b = prompt(12, 1), prompt(7, 2)
-    ids = torch.stack([a, torch.cat([torch.full((5,), 2), b])])
+    a, b = prompt(12, 1), prompt(9, 2)
+    ids = torch.stack([a, torch.cat([torch.full((3,), 2), b])])
     mask = torch.ones_like(ids)
-    mask[1, :5] = 0
+    mask[1, :3] = 0
     places = (mask.cumsum(1) - 1).clamp(min=0)
     takes = inspect.signature(theirs.forward).parameters  # OPT, BLOOM and MPT find positions from the mask
     more = {"position_ids": places} if "position_ids" in takes else {}
@@ -61,10 +61,10 @@ def test_left_padded_batch_equals_packed(name):
         want = theirs(ids, attention_mask=mask, **more).logits
     got = logits(ours.model, a, b)
     assert (got[:12] - want[0]).abs().max() <= tolerance(want)
-    assert (got[12:] - want[1, 5:]).abs().max() <= tolerance(want)
+    assert (got[12:] - want[1, 3:]).abs().max() <= tolerance(want)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [n for n in CASES if n not in UNCACHED])
 def test_one_by_one_decoding_equals_one_forward(name):
     _, ours, _ = pair(name)
     x = prompt(14, 3)
@@ -72,7 +72,7 @@ def test_one_by_one_decoding_equals_one_forward(name):
     assert (decode(ours.model, x) - want).abs().max() <= tolerance(want)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [n for n in CASES if n not in UNCACHED])
 def test_greedy_generation(name):
     theirs, ours, _ = pair(name)
     x = prompt(6, 4)

@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
     def turn(self, q: Tensor, k: Tensor, rope: spec.Rope, ctx: Context) -> tuple[Tensor, Tensor]:
         key = ("rope", rope, self.width, q.dtype)
-        cos, sin = ctx.share(key, lambda: rope_table(rope, self.width, self.context, ctx.pos, q.dtype))
+        cos, sin = ctx.share(key, lambda: rope_table(rope, self.width, self.context, ctx.pos, ctx.cu, q.dtype))
         return rotate(q, cos, sin, rope.interleaved), rotate(k, cos, sin, rope.interleaved)
 
 
@@ -106,7 +106,7 @@ class Latent(nn.Module):
         latent, k_rope = self.kv_a(x).split([s.kv_rank, s.rope], -1)
         k_nope, v = self.kv_b(self.kv_norm(latent)).unflatten(-1, (s.heads, -1)).split([s.nope, s.value], -1)
         key = ("rope", rope, s.rope, q.dtype)
-        cos, sin = ctx.share(key, lambda: rope_table(rope, s.rope, self.context, ctx.pos, q.dtype))
+        cos, sin = ctx.share(key, lambda: rope_table(rope, s.rope, self.context, ctx.pos, ctx.cu, q.dtype))
         q_rope = rotate(q_rope, cos, sin, rope.interleaved)
         k_rope = rotate(k_rope[:, None], cos, sin, rope.interleaved).expand(-1, s.heads, -1)
         q, k = torch.cat((q_nope, q_rope), -1), torch.cat((k_nope, k_rope), -1)

@@ -126,6 +126,7 @@ class Model(nn.Module):
 
     def __init__(self, s: spec.Model) -> None:
         super().__init__()
+        spec.check(s)
         self.spec = s
         self.embed = Embed(s)
         self.layers = nn.ModuleList(Block(block, s, i) for i, block in enumerate(s.layers()))

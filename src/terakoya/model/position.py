@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
-def rope_table(s: spec.Rope, width: int, context: int, pos: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, (T, 1, R / 2) each, for positions `pos` (T,) and heads of `width` K."""
+def rope_table(
+    s: spec.Rope, width: int, context: int, pos: Tensor, cu: list[int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, (T, 1, R / 2) each, for positions `pos` (T,) of sequences `cu` and heads of `width` K."""
+    if isinstance(s.scaling, spec.Dynamic | spec.LongRope) and len(cu) > 2:  # each sequence by its own length
+        parts = [rope_table(s, width, context, pos[a:b], [0, b - a], dtype) for a, b in pairwise(cu)]
+        return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
     dim = int(s.fraction * width + 1e-6) // 2 * 2
     longest = int(pos.max()) + 1 if isinstance(s.scaling, spec.Dynamic | spec.LongRope) and len(pos) else 0
     freqs, gain = frequencies(s, dim, context, longest)

@@ -264,10 +264,6 @@ class Groups:
     keep: int
     by: Literal["max", "top2"] = "max"
 
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= self.count:
-            raise TerakoyaError("groups.keep", given=self.keep, allowed=f"1 to count={self.count}")
-
 
 @dataclass(frozen=True)
 class MoE:
@@ -287,10 +283,7 @@ class MoE:
     shared_gate: bool = False  # Qwen2-MoE: times sigmoid(gate(x))
 
     def __post_init__(self) -> None:
-        if not 0 < self.top_k <= self.count:
-            raise TerakoyaError("moe.top_k", given=self.top_k, allowed=f"1 to count={self.count}")
-        if self.groups and self.count % self.groups.count:
-            raise TerakoyaError("groups.count", given=self.groups.count, allowed=f"divisors of count={self.count}")
+        _positive(self, "count", "top_k")
 
 
 Mixer = Attention | Latent | MLP | MoE
@@ -377,10 +370,7 @@ class Model:
 
 
 def head_dim(model: Model, attention: Attention) -> int:
-    """Return the width K of one head; an error where heads and their numbers do not divide."""
-    if attention.kv_heads is not None and attention.heads % attention.kv_heads:
-        allowed = [g for g in range(1, attention.heads + 1) if attention.heads % g == 0]
-        raise TerakoyaError("attention.kv_heads", given=attention.kv_heads, allowed=allowed)
+    """Return the width K of one head; an error where `dim` does not divide."""
     if attention.head_dim is not None:
         return attention.head_dim
     if model.dim % attention.heads:
@@ -390,6 +380,35 @@ def head_dim(model: Model, attention: Attention) -> int:
             "attention.heads", given=attention.heads, allowed=f"divisors of dim={model.dim}", hint=f"nearest: {near}"
         )
     return model.dim // attention.heads
+
+
+def check(model: Model) -> None:
+    """Raise where numbers do not fit each other; while a family is overridden field by field, they may not yet."""
+    for block in model.blocks:
+        for branch in block.branches:
+            for mixer in branch.mix:
+                if isinstance(mixer, Attention):
+                    _check_heads(model, mixer)
+                if isinstance(mixer, MoE):
+                    _check_experts(mixer)
+
+
+def _check_heads(model: Model, a: Attention) -> None:
+    if a.kv_heads is not None and a.heads % a.kv_heads:
+        allowed = [g for g in range(1, a.heads + 1) if a.heads % g == 0]
+        raise TerakoyaError("attention.kv_heads", given=a.kv_heads, allowed=allowed)
+    turning = a.position.fraction * head_dim(model, a) if isinstance(a.position, Rope) else head_dim(model, a) * 0
+    if int(turning + 1e-6) % 2:
+        raise TerakoyaError("rotary channels of a head", given=int(turning), allowed="an even number")
+
+
+def _check_experts(moe: MoE) -> None:
+    if moe.top_k > moe.count:
+        raise TerakoyaError("moe.top_k", given=moe.top_k, allowed=f"1 to count={moe.count}")
+    if moe.groups and (moe.groups.count < 1 or moe.count % moe.groups.count):
+        raise TerakoyaError("groups.count", given=moe.groups.count, allowed=f"divisors of count={moe.count}")
+    if moe.groups and not 0 < moe.groups.keep <= moe.groups.count:
+        raise TerakoyaError("groups.keep", given=moe.groups.keep, allowed=f"1 to count={moe.groups.count}")
 
 
 def pre(norm: Norm, *mixers: Mixer, scale: float = 1.0) -> Block:

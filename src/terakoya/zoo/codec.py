@@ -63,6 +63,8 @@ class Act(Codec):
 
     def read(self, value: Any, config: Config) -> Changes:
         table = ACTS | dict(self.aliases)
+        if value is None:
+            return {}
         if value not in table:
             raise TerakoyaError(f"config.json: {self.path}", given=value, allowed=sorted(table))
         return {self.path: table[value]}
@@ -132,6 +134,16 @@ class Must(Codec):
 
 
 @dataclass(frozen=True)
+class Constant(Codec):
+    """A key that another codec reads: always written the same."""
+
+    value: Any
+
+    def write(self, s: spec.Model) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
 class Told(Codec):
     """A key that repeats what another says: written, not read."""
 
@@ -173,6 +185,19 @@ class HeadDim(Codec):
 
     def write(self, s: spec.Model) -> Any:
         return spec.head_dim(s, select(s, "attention")[0])
+
+
+@dataclass(frozen=True)
+class Inner(Codec):
+    """FFN width of dense layers, or of experts where there are no others."""
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {} if value is None else {"mlp.hidden": value}
+
+    def write(self, s: spec.Model) -> Any:
+        mixers = [m for block in s.blocks for branch in block.branches for m in branch.mix]
+        dense = [m for m in mixers if isinstance(m, spec.MLP)]
+        return (dense or select(s, "mlp"))[0].hidden
 
 
 @dataclass(frozen=True)
@@ -398,6 +423,92 @@ class Dense(Codec):
         if self.by == "first":
             return len(dense)
         return dense if self.by == "only" else [i for i in range(s.depth) if i not in dense]
+
+
+@dataclass(frozen=True)
+class Turned(Codec):
+    """Whether layers with rotary positions norm queries and keys (Llama 4)."""
+
+    norm: spec.QKNorm
+    always: ClassVar[bool] = True
+
+    def layer(self, i: int, block: spec.Block, value: Any, config: Config) -> Changes:
+        on = value is not False and bool(select(block, "rope"))
+        return {"attention.qk_norm": self.norm if on else None}
+
+    def write(self, s: spec.Model) -> Any:
+        return bool(select(s, "qknorm"))
+
+
+@dataclass(frozen=True)
+class Still(Codec):
+    """Whether layers without rotary positions temper their queries (Llama 4)."""
+
+    temper: spec.Temper
+    always: ClassVar[bool] = True
+
+    def layer(self, i: int, block: spec.Block, value: Any, config: Config) -> Changes:
+        on = value is not False and not select(block, "rope")
+        return {"attention.temper": self.temper if on else None}
+
+    def write(self, s: spec.Model) -> Any:
+        return bool(select(s, "temper"))
+
+
+@dataclass(frozen=True)
+class SharedExperts(Codec):
+    """How many experts' worth of width every token visits (DeepSeek); none: no shared expert."""
+
+    width: str = "moe_intermediate_size"
+
+    def read(self, value: Any, config: Config) -> Changes:
+        if not value:
+            return {"moe.shared": None}
+        return {"moe.shared.hidden": value * config[self.width]} if self.width in config else {}
+
+    def write(self, s: spec.Model) -> Any:
+        found: list[spec.MoE] = select(s, "moe")
+        return found[0].shared.hidden // found[0].expert.hidden if found and found[0].shared else NULL
+
+
+@dataclass(frozen=True)
+class GroupCount(Codec):
+    """Groups of experts (DeepSeek): `topk_group` of `n_group` stay; V2 has them where `topk_method` says so."""
+
+    by: str
+    method: bool = False
+
+    def claims(self) -> tuple[str, ...]:
+        return ("topk_group", "topk_method")
+
+    def read(self, value: Any, config: Config) -> Changes:
+        if not value or (self.method and config.get("topk_method") != "group_limited_greedy"):
+            return {"moe.groups": None}
+        return {"moe.groups": spec.Groups(value, config["topk_group"], "max" if self.by == "max" else "top2")}
+
+    def write(self, s: spec.Model) -> Any:
+        found = select(s, "groups")
+        return found[0].count if found else NULL
+
+
+@dataclass(frozen=True)
+class Method(Codec):
+    """DeepSeek-V2's name for having groups: written, not read."""
+
+    def write(self, s: spec.Model) -> Any:
+        return "group_limited_greedy" if select(s, "groups") else "greedy"
+
+
+@dataclass(frozen=True)
+class Shared(Codec):
+    """How many query heads share a key head (PLaMo)."""
+
+    def read(self, value: Any, config: Config) -> Changes:
+        return {"attention.kv_heads": config["num_attention_heads"] // value}
+
+    def write(self, s: spec.Model) -> Any:
+        attention: spec.Attention = select(s, "attention")[0]
+        return attention.heads // (attention.kv_heads or attention.heads)
 
 
 @dataclass(frozen=True)

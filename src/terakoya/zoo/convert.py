@@ -111,8 +111,9 @@ def make_config(s: spec.Model, name: str, tokenizer: Tokenizer | None, dtype: to
         raise TerakoyaError(f"family {name}", "has no Hugging Face class to be written as")
     config: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
     config |= write_config(s, lineage.keys(name)) | {"dtype": str(dtype).removeprefix("torch.")}
+    config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # theirs belong to another vocabulary
     if tokenizer is not None:
-        config |= {k: v for k, v in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)) if v is not None}
+        config |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     if read_config(lineage.base(name), lineage.keys(name), config, "config.json") != simplest(s):
         raise TerakoyaError(f"family {name}", "cannot say this structure in its config.json; save it as its own family")
     return config

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from terakoya.config import build, dump, hints, load, override, select, values
+from terakoya.config import build, dump, hints, load, override, values
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.zoo.codec import NULL, Changes, Codec, Config, Key, apply, written
@@ -100,11 +100,7 @@ def _typed(base: spec.Model, path: str, value: Any, place: str) -> Any:
 def _checked(s: spec.Model, place: str) -> spec.Model:
     """Make sure that every value of a spec is of its field's type."""
     try:
-        for attention in select(s, "attention"):
-            width = spec.head_dim(s, attention)
-            turning = attention.position.fraction * width if isinstance(attention.position, spec.Rope) else 0
-            if int(turning + 1e-6) % 2:
-                raise TerakoyaError("rotary channels of a head", given=int(turning), allowed="an even number")
+        spec.check(s)
         return load(spec.Model, dump(s))
     except TerakoyaError as error:
         raise TerakoyaError(place, str(error)) from None

@@ -87,6 +87,15 @@ class TwoRotaries(Rotary):
         return out | {kind: next(iter(out.values())) for kind in missing} if out else None
 
 
+@dataclass(frozen=True)
+class Trained(Codec):
+    """phi-3 keeps the trained length beside the table too: written, not read."""
+
+    def write(self, s: spec.Model) -> Any:
+        found = select(s, "longrope")
+        return found[0].trained if found else None
+
+
 def scaling(table: dict[str, Any], config: Config) -> spec.Scaling | None:
     """Read a rope_scaling table."""
     sort = table.get("rope_type", table.get("type", "default"))
