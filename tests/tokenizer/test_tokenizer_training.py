@@ -12,10 +12,11 @@ from terakoya.tokenizer import KINDS, SAMPLES, Tokenizer, report, train
 from terakoya.tokenizer.pattern import GPT2, LLAMA3, QWEN2, TERAKOYA, check_pattern
 from tests.tokenizer.texts import CORPUS
 
+SPLIT = pre_tokenizers.Split(Regex(TERAKOYA), "isolated")
+
 
 def _cut(text: str) -> list[str]:
-    split = pre_tokenizers.Split(Regex(TERAKOYA), "isolated")
-    return [piece for piece, _ in split.pre_tokenize_str(text)]
+    return [piece for piece, _ in SPLIT.pre_tokenize_str(text)]
 
 
 @pytest.mark.parametrize(
