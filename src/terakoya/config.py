@@ -293,7 +293,11 @@ def _build_node(cls: type, raw: Any, path: str, place: str, where: str) -> Any:
     if needed:
         raise TerakoyaError(where, f"needs {', '.join(needed)}")
     fields = {k: build(hints(cls)[k], v, f"{path}.{k}" if path else k, place) for k, v in raw.items()}
-    return cls(**fields)
+    try:
+        return cls(**fields)
+    except TerakoyaError as error:  # a check of the values' own knows no file
+        error.args = (f"{place}: {error}" if place else str(error),)
+        raise
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

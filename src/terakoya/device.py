@@ -61,9 +61,10 @@ def measured_peak(device: Device, size: int = 1024, seconds: float = 0.5) -> flo
 
     dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
     a = torch.randn(size, size, device=device.name, dtype=dtype)
-    best, end = float("inf"), time.perf_counter() + seconds
     torch.mm(a, a)
-    while time.perf_counter() < end:
+    synchronise(device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:  # once at least, however busy the machine
         start = time.perf_counter()
         torch.mm(a, a)
         synchronise(device)
