@@ -129,7 +129,8 @@ def _replace(node: Any, changes: dict[str, Any], path: str) -> Any:
     try:
         return dataclasses.replace(node, **changes)
     except TerakoyaError as error:
-        error.args = (f"{path}: {error}",)
+        if not str(error).startswith(path):
+            error.args = (f"{path}: {error}",)
         raise
 
 

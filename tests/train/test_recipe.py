@@ -111,7 +111,7 @@ WRONG = {
     "model.dpeth=3": "did you mean 'depth'",
     "rows.count=0": r"rows\.count: 0 .*1 or more",
     "rows.count=viele": r"rows\.count: 'viele' .*a whole number",
-    "rows.micro=17": r"rows\.micro: 17 .*at most rows\.count=16",
+    "rows.micro=17": r"rows\.micro: 17 .*at most rows\.count=8",
     "rows.context=2.5": "a whole number",
     "budget.steps=0": r"budget\.steps: 0 .*1 or more",
     "budget.steps=none": "needs either steps or minutes",

@@ -38,7 +38,7 @@ class Muon:
     lr: float = 0.02
     momentum: float = 0.95
     weight_decay: float = 0.01
-    embed_lr: float = 0.01
+    embed_lr: float = 0.02  # after a minute of the default recipe 0.005 and 0.01 are 0.03 bits/byte worse
     head_lr: float = 0.005
     scalar_lr: float = 0.01
     betas: tuple[float, float] = (0.8, 0.95)

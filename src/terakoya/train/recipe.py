@@ -14,6 +14,7 @@ from terakoya.model import spec
 from terakoya.model.build import Init
 from terakoya.train.optim import AdamW, Muon, Optim
 from terakoya.train.schedule import Schedule, Stable
+from terakoya.train.writers import Track
 from terakoya.zoo import lineage
 
 
@@ -48,7 +49,7 @@ class Vocabulary:
 class Rows:
     """The batch: `count` rows of `context` tokens a step, in `micro` parts whose gradients are summed."""
 
-    count: int = 16
+    count: int = 8
     context: int = 256
     micro: int = 1
 
@@ -98,7 +99,7 @@ def _least(least: int, place: str, **given: int | None) -> None:
 class Recipe:
     """Everything that decides a training run."""
 
-    model: str | spec.Model = "smollm2/micro"  # family, family/size, family/scale, or a whole spec
+    model: str | spec.Model = "smollm2/nano"  # family, family/size, family/scale, or a whole spec
     family: str = ""  # names the checkpoint's weights; empty: that of `model`
     depth: int | None = None  # the one dial: dim = 64 * depth, rates follow
     corpus: Corpus = field(default_factory=Corpus)
@@ -114,6 +115,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     seed: int = 0
+    track: tuple[Track, ...] = ()  # boards that show the metrics too
 
     def __post_init__(self) -> None:
         _least(1, "recipe", depth=self.depth)
