@@ -28,6 +28,11 @@ class Batch:
     row_ends: tuple[int, ...] = ()
     row_bytes: tuple[int, ...] = ()
 
+    @property
+    def weight(self) -> float:
+        """What the sum of losses over this batch is divided by: Σ weights."""
+        return self.weights.sum(dtype=torch.float64).item()
+
     def split(self, n: int) -> list[Batch]:
         """Cut into n micro-batches along rows, as even as rows allow; the pieces of all are the pieces of this."""
         ends = self.row_ends or tuple(int(end) for end in self.cu[1:])

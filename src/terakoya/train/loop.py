@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,10 +24,11 @@ from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.objective import causal
 from terakoya.train.optim import Optimizer
-from terakoya.train.recipe import Budget, Recipe, resolve
+from terakoya.train.recipe import Budget, Keep, Recipe, resolve
 from terakoya.train.run import Lines, Run
-from terakoya.train.schedule import factor
+from terakoya.train.schedule import Schedule, factor
 from terakoya.train.step import Objective, Stepped, step
+from terakoya.train.writers import Track, opened
 from terakoya.zoo import convert, lineage
 
 PATIENCE = 10  # steps in a row that may fail the finite gate before the run stops
@@ -38,8 +40,8 @@ class Progress:
 
     step: int  # steps done
     steps: int
-    loss: float  # nats per token
-    bits_per_byte: float
+    loss: float  # nats per token, or what the objective counts
+    bits_per_byte: float  # nan where the objective has none
     tokens_per_second: float
     flops_per_second: float
     seconds: float
@@ -49,27 +51,62 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-@dataclass
-class Trainer:
-    """Everything a run needs between steps."""
+class Plan(Protocol):
+    """The part of a recipe that the loop reads."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def clip(self) -> float | None: ...
+    @property
+    def keep(self) -> Keep: ...
+    @property
+    def compile(self) -> bool: ...
+
+
+@dataclass(kw_only=True)
+class Loop(ABC):
+    """Batch, step, log, look, save: the same for every way of training. What differs is asked of the subclass."""
 
     run: Run
-    recipe: Recipe
     model: Model
     optimizer: Optimizer
-    loader: Loader
-    heldout: Shards
-    tokenizer: Tokenizer
     place: device.Device
     objective: Objective = causal
     start: int = 0
     skipped: int = 0
+    track: tuple[Track, ...] = ()
     _stop: bool = field(default=False, repr=False)
 
     @property
+    @abstractmethod
+    def plan(self) -> Plan:
+        """The recipe."""
+
+    @property
+    @abstractmethod
     def steps(self) -> int:
-        assert self.recipe.budget.steps is not None
-        return self.recipe.budget.steps
+        """Steps in all."""
+
+    @abstractmethod
+    def batches(self, step: int) -> Sequence[Batch]:
+        """Return the micro-batches of `step` (from 0)."""
+
+    @abstractmethod
+    def look(self, limit: int | None) -> dict[str, float]:
+        """Measure the model on what it has not seen, `limit` bytes at most; the first number is the one to show."""
+
+    @abstractmethod
+    def save(self, done: int) -> Path:
+        """Write a checkpoint of `done` steps."""
+
+    @abstractmethod
+    def row(self, done: int, result: Stepped, micros: Sequence[Batch]) -> dict[str, Any]:
+        """Return what metrics.jsonl says of a step beside its number, norm and factor."""
+
+    def flops_per_token(self) -> float:
+        """FLOPs of training on one token; 0 where unknown."""
+        return 0.0
 
     def train(self, watch: Watch | None = None) -> bool:
         """Train to the end of the budget; False where a signal ended it early (a checkpoint holds what was done)."""
@@ -78,22 +115,23 @@ class Trainer:
         began, failed = time.perf_counter(), 0
         forward = self._compiled()
         try:
-            with self._signals():
+            with self._signals(), opened(self.track, self.run.folder, self.start) as boards:
                 for done in range(self.start, self.steps):
                     tick = time.perf_counter()
-                    batch = self.loader.batch(done)
-                    result = self._step(forward, batch, done)
+                    micros = [m.to(self.place.name) for m in self.batches(done)]
+                    rate = factor(self.plan.schedule, done, self.steps)
+                    result = self._step(forward, micros, rate)
                     failed = 0 if result.moved else failed + 1
                     self.skipped += not result.moved
-                    row = _row(done + 1, result, batch, factor(self.recipe.schedule, done, self.steps))
+                    row = self._row(done + 1, result, micros, rate)
                     seconds = time.perf_counter() - tick
+                    tokens = sum(len(m.tokens) for m in micros)
                     heldout = self._look(done + 1, row)
-                    metrics.write(row)
-                    timing.write(
-                        {"step": done + 1, "seconds": seconds, "tokens_per_second": len(batch.tokens) / seconds}
-                    )
+                    for board in (metrics, *boards):
+                        board.write(row)
+                    timing.write({"step": done + 1, "seconds": seconds, "tokens_per_second": tokens / seconds})
                     if watch:
-                        watch(self._progress(done + 1, row, batch, seconds, time.perf_counter() - began, heldout))
+                        watch(self._progress(done + 1, row, tokens / seconds, time.perf_counter() - began, heldout))
                     stop = self._stop  # read once: a signal between two looks at it would end the run unsaved
                     if self._due(done + 1) or stop or failed >= PATIENCE or done + 1 == self.steps:
                         metrics.sync()
@@ -111,37 +149,90 @@ class Trainer:
             timing.close()
         return True
 
-    def _step(self, forward: Objective, batch: Batch, done: int) -> Stepped:
-        micros = [m.to(self.place.name) for m in batch.split(self.recipe.rows.micro)]
-        return step(
-            self.model,
-            micros,
-            forward,
-            self.optimizer,
-            factor=factor(self.recipe.schedule, done, self.steps),
-            clip=self.recipe.clip,
-            autocast=torch.bfloat16 if self.place.precision == "bf16" else None,
-        )
+    def _step(self, forward: Objective, micros: Sequence[Batch], rate: float) -> Stepped:
+        autocast = torch.bfloat16 if self.place.precision == "bf16" else None
+        return step(self.model, micros, forward, self.optimizer, factor=rate, clip=self.plan.clip, autocast=autocast)
 
     def _compiled(self) -> Objective:
         """Compile each block once where the recipe asks for it; the objective itself stays plain."""
-        if self.recipe.compile:
+        if self.plan.compile:
             for layer in self.model.layers:
                 layer.compile(dynamic=True)
         return self.objective
 
     def _due(self, done: int) -> bool:
-        every = self.recipe.keep.save
+        every = self.plan.keep.save
         return bool(every) and done % every == 0
 
     def _look(self, done: int, row: dict[str, Any]) -> float | None:
-        every = self.recipe.keep.evaluate
+        every = self.plan.keep.evaluate
         last = done == self.steps
         if not last and not (every and done % every == 0):
             return None
-        limit = None if last else self.recipe.keep.evaluate_bytes
-        row["heldout_bits_per_byte"] = evaluate(self.model, self.heldout, self.recipe.rows, self.place, limit)
-        return row["heldout_bits_per_byte"]
+        seen = self.look(None if last else self.plan.keep.evaluate_bytes)
+        row |= seen
+        return next(iter(seen.values()), None)
+
+    def _row(self, done: int, result: Stepped, micros: Sequence[Batch], rate: float) -> dict[str, Any]:
+        row = {"step": done} | self.row(done, result, micros) | {"norm": result.norm, "factor": rate}
+        return row | result.metrics | ({} if result.moved else {"skipped": True})
+
+    def _progress(self, done: int, row: dict[str, Any], rate: float, total: float, heldout: float | None) -> Progress:
+        bits = row.get("bits_per_byte", math.nan)
+        return Progress(done, self.steps, row["loss"], bits, rate, rate * self.flops_per_token(), total, heldout)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGTERM and the first SIGINT into a checkpoint after the current step."""
+
+        def ask(number: int, frame: object) -> None:
+            self._stop = True
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one interrupts at once
+
+        try:
+            old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever owns the process owns its signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+@dataclass(kw_only=True)
+class Trainer(Loop):
+    """Pretraining: text in shards, a whole model in every checkpoint."""
+
+    recipe: Recipe
+    loader: Loader
+    heldout: Shards
+    tokenizer: Tokenizer
+
+    @property
+    def plan(self) -> Recipe:
+        return self.recipe
+
+    @property
+    def steps(self) -> int:
+        assert self.recipe.budget.steps is not None
+        return self.recipe.budget.steps
+
+    def batches(self, step: int) -> Sequence[Batch]:
+        return self.loader.batch(step).split(self.recipe.rows.micro)
+
+    def look(self, limit: int | None) -> dict[str, float]:
+        return {"heldout_bits_per_byte": evaluate(self.model, self.heldout, self.recipe.rows, self.place, limit)}
+
+    def row(self, done: int, result: Stepped, micros: Sequence[Batch]) -> dict[str, Any]:
+        bits = result.loss * result.weight / math.log(2) / max(sum(m.bytes for m in micros), 1)
+        tokens = done * sum(len(m.tokens) for m in micros)
+        return {"loss": result.loss, "bits_per_byte": bits, "tokens": tokens}
+
+    def flops_per_token(self) -> float:
+        return flops_per_token(self.model.spec, self.recipe.rows.context)
 
     def save(self, done: int) -> Path:
         """Write a checkpoint of `done` steps: a model folder that transformers opens, and the optimiser beside it."""
@@ -174,33 +265,6 @@ class Trainer:
         skipped = checkpoint.meta.get("skipped", 0)
         self.skipped = skipped if isinstance(skipped, int) else 0
 
-    def _progress(
-        self, done: int, row: dict[str, Any], batch: Batch, seconds: float, total: float, heldout: float | None
-    ) -> Progress:
-        rate = len(batch.tokens) / seconds
-        flops = rate * flops_per_token(self.model.spec, self.recipe.rows.context)
-        return Progress(done, self.steps, row["loss"], row["bits_per_byte"], rate, flops, total, heldout)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn SIGTERM and the first SIGINT into a checkpoint after the current step."""
-
-        def ask(number: int, frame: object) -> None:
-            self._stop = True
-            if number == signal.SIGINT:
-                signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one interrupts at once
-
-        try:
-            old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: whoever owns the process owns its signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
 
 def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
     """Build or reload everything for a run whose tokenizer and shards are in its folder."""
@@ -222,7 +286,10 @@ def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
         run.write("spec.toml", config.dump(resolved.model))
         run.write_json("environment.json", device.environment())
         run.write("resolved.toml", config.dump(resolved))  # last: where it stands, the others do too
-    trainer = Trainer(run, resolved, model, optimizer, loader, heldout, tokenizer, place, objective)
+    trainer = Trainer(
+        run=run, recipe=resolved, model=model, optimizer=optimizer, loader=loader, heldout=heldout,
+        tokenizer=tokenizer, place=place, objective=objective, track=resolved.track,
+    )  # fmt: skip
     checkpoints = run.checkpoints(resolved.keep.count)
     if (checkpoint := checkpoints.latest()) is not None:
         trainer.resume(checkpoint)
@@ -280,13 +347,3 @@ def flops_per_token(s: spec.Model, context: int) -> float:
         for a in config.select(block, "attention")
     )
     return 6 * (count(s) - lookups) + attention
-
-
-def _row(done: int, result: Stepped, batch: Batch, rate: float) -> dict[str, Any]:
-    row = {
-        "step": done,
-        "loss": result.loss,
-        "bits_per_byte": result.loss * result.weight / math.log(2) / max(batch.bytes, 1),
-    }
-    row |= {"norm": result.norm, "factor": rate, "tokens": done * len(batch.tokens)}
-    return row | result.metrics | ({} if result.moved else {"skipped": True})

@@ -13,7 +13,6 @@ from typing import Any
 from terakoya import config
 from terakoya.errors import TerakoyaError
 from terakoya.train.checkpoint import Checkpoints
-from terakoya.train.recipe import Recipe
 
 
 class Run:
@@ -30,11 +29,11 @@ class Run:
         return cls(folder)
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe) -> Run:
+    def create(cls, folder: Path, recipe: object) -> Run:
         """Make the folder, or open it where it was made for the same recipe."""
         asked = folder / "recipe.toml"
         if asked.exists():
-            old = config.load_file(Recipe, asked)
+            old = config.load_file(type(recipe), asked)
             if old != recipe:
                 changed = ", ".join(config.diff(old, recipe)) or "recipe"
                 raise TerakoyaError(
@@ -118,7 +117,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise TerakoyaError(f"{path}:{number}", "is damaged: no JSON object with a step")

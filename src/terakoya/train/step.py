@@ -34,7 +34,7 @@ def gradients(
 
     The sum of weights is taken before the first backward pass, so the split into micro-batches changes nothing.
     """
-    weight = float(sum(b.weights.sum(dtype=torch.float64).item() for b in micros))
+    weight = float(sum(b.weight for b in micros))
     share = weight or 1.0
     total, metrics = 0.0, dict[str, float]()
     for batch in micros:
