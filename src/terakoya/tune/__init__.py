@@ -1,0 +1,1 @@
+"""Post-training: examples, adapters, objectives and the run that joins them."""
