@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from terakoya.errors import TerakoyaError
+from terakoya.errors import TerakoyaError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,12 @@ def choose(name: str = "auto", precision: str = "auto") -> Device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TerakoyaError("device", "has no CUDA device here", given=name, allowed=["auto", "cpu"])
+    if name not in ("cpu", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
+        known = ["auto", "cpu", "cuda", "cuda:0"]
+        raise TerakoyaError("device", given=name, allowed=known, hint=nearest(name, known))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and int(name[5:] or 0) >= count:
+        raise TerakoyaError("device", f"is not here: this machine has {count} CUDA devices", given=name)
     if precision == "auto":
         precision = "bf16" if name.startswith("cuda") else "fp32"
     return Device(name, precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from terakoya import config
-from terakoya.data import Shards
+from terakoya.data import Loader, Shards
 from terakoya.models import open_model
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.recipe import Recipe
@@ -124,18 +125,14 @@ def test_an_unfinished_run_resumes_to_the_same_end(
 def test_sigterm_saves_and_tells_how_to_go_on(
     recipe: Path, terakoya: Terakoya, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import signal
+    plain = Loader.batch
 
-    from terakoya.train.loop import Trainer
-
-    plain = Trainer._step
-
-    def third(self: Trainer, forward, batch, done: int):
-        if done == 2:
+    def third(self: Loader, step: int):
+        if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, forward, batch, done)
+        return plain(self, step)
 
-    monkeypatch.setattr(Trainer, "_step", third)
+    monkeypatch.setattr(Loader, "batch", third)
     said = terakoya("train", recipe, *SMALL, "--run", "stopped")
     assert said.code == 0, said.err
     assert "continue with: terakoya train stopped" in said.out
@@ -251,7 +248,9 @@ def test_convert_to_half_and_back_again(exported: Path, terakoya: Terakoya) -> N
     assert json.loads(Path("half/config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("terakoya.zoo.draw") is None, reason="the drawing of the lineage is absent")
+@pytest.mark.skipif(
+    importlib.util.find_spec("terakoya.zoo.draw") is None, reason="the drawing of the lineage is absent"
+)
 def test_lineage(terakoya: Terakoya) -> None:
     assert "LLaMA 2" in terakoya("lineage").out
     assert "7b" in terakoya("lineage", "llama2").out

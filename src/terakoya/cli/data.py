@@ -35,6 +35,8 @@ def _show(args: argparse.Namespace) -> None:
     resolved = config.load_file(Recipe, run.resolved)
     if not 1 <= args.step <= (resolved.budget.steps or 1):
         raise TerakoyaError("--step", given=args.step, allowed=f"1 to {resolved.budget.steps}")
+    if args.rows < 0:
+        raise TerakoyaError("--rows", given=args.rows, allowed="0 (all) or more")
     tokenizer = Tokenizer.load(run.tokenizer)
     shards = Shards.open(run.train, tokenizer.hash(), verify=True)
     loader = Loader(shards, rows=resolved.rows.count, context=resolved.rows.context, seed=resolved.seed)

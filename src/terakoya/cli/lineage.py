@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 from terakoya.zoo import draw
+from terakoya.zoo.files import replacing
 
 
 def lineage(args: argparse.Namespace) -> None:
     """Draw the tree, or describe one system."""
     if args.html:
-        Path(args.html).write_text(draw.html(args.lang), encoding="utf-8")
+        with replacing(Path(args.html)) as file:
+            file.write(draw.html(args.lang).encode())
         text = f"written: {args.html}"
     elif args.name:
         text = draw.describe(args.name, args.lang)

@@ -14,6 +14,7 @@ from terakoya.errors import MissingExtra
 from terakoya.train.loop import Progress as Seen
 from terakoya.train.loop import Watch
 from terakoya.train.run import read_lines
+from terakoya.zoo.files import replacing
 
 console = Console(highlight=False)
 
@@ -109,4 +110,5 @@ def loss_curve(metrics: Path, out: Path, lines: dict[str, float]) -> None:
     top = max([*lines.values(), bits[0]])
     axes.set(xlabel="step", ylabel="bits per byte", ylim=(0, min(top, 8.2) * 1.05), xlim=(0, steps[-1]))
     axes.legend(loc="upper right", frameon=False)
-    figure.savefig(out, dpi=130)
+    with replacing(out) as file:
+        figure.savefig(file, format="png", dpi=130)

@@ -10,7 +10,7 @@ from terakoya.cli import show as screen
 from terakoya.cli.folder import kept_if_whole
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model.build import build
-from terakoya.train import loop, prepare, recipe
+from terakoya.train import loop, prepare, recipe, writers
 from terakoya.train.recipe import Recipe
 from terakoya.train.run import Run
 
@@ -29,13 +29,16 @@ def train(args: argparse.Namespace) -> None:
 def start(folder: Path, asked: Recipe) -> loop.Trainer:
     """Prepare text, tokenizer and model; a folder begun here goes away again where the recipe is at fault."""
     device.choose(asked.device, asked.precision)
+    writers.check(asked.track)
     likely = recipe.resolve(asked, asked.tokenizer.size)  # tell mistakes before minutes of work
     assert not isinstance(likely.model, str)
     build(likely.model, device="meta")
     with kept_if_whole(folder):
         run = Run.create(folder, asked)
         prepare.prepare_data(run, asked, screen.console.print)
-        return loop.prepare(run, asked)
+        trainer = loop.prepare(run, asked)
+        trainer.loader.batch(trainer.start)  # a text shorter than a row is told here, not after the first words
+        return trainer
 
 
 def fit(folder: Path, asked: Recipe) -> bool:

@@ -135,6 +135,8 @@ def _plain(text: str) -> str:
 
 def eval(args: argparse.Namespace) -> None:
     """Print perplexity and bits per byte."""
+    if args.limit < 1:
+        raise TerakoyaError("--limit", given=args.limit, allowed="1 or more bytes")
     loaded = open_model(args.model)
     tokenizer = tokenizer_of(loaded)
     if args.text:
