@@ -98,21 +98,22 @@ def process(
         assert not isinstance(history, History)
         return torch.stack([process(x, h, sampling, banned=banned) for x, h in zip(logits, history, strict=True)])
     assert isinstance(history, History)
-    x = penalise(logits, history, sampling, banned)
-    out = torch.full_like(x, -math.inf)
+    ids, x = candidates(penalise(logits, history, sampling, banned), sampling)
+    if ids is None:
+        return x
+    return torch.full((logits.shape[-1],), -math.inf, dtype=x.dtype, device=x.device).index_copy(0, ids, x)
+
+
+def candidates(x: Tensor, sampling: Sampling) -> tuple[Tensor | None, Tensor]:
+    """Cut down what `penalise` gave: (V,) -> rising ids (n,), None for all, and their log-probabilities (n,)."""
     if sampling.temperature == 0:
-        out[x.argmax()] = 0.0
-        return out
+        return x.argmax(keepdim=True), x.new_zeros(1)
     x = (x - x.max()) / sampling.temperature  # the maximum first: a tiny temperature must not overflow
     ids = None
     if 0 < sampling.top_k < len(x):
         ids = (x >= x.topk(sampling.top_k).values[-1]).nonzero()[:, 0]
         x = x[ids]
-    x = _narrow(x.log_softmax(0), sampling)
-    if ids is None:
-        return x
-    out[ids] = x
-    return out
+    return ids, _narrow(x.log_softmax(0), sampling)
 
 
 def _narrow(x: Tensor, sampling: Sampling) -> Tensor:

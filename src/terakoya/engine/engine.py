@@ -1,0 +1,384 @@
+"""The engine: requests in, deltas out; one step after another over whatever is waiting and running."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from terakoya.engine import sampler
+from terakoya.engine.generate import check
+from terakoya.engine.handle import Handle
+from terakoya.engine.paged import Paged, Part, probe
+from terakoya.engine.request import Completion, EngineError, Request
+from terakoya.engine.scheduler import Row, Scheduler
+from terakoya.engine.sequence import Choice
+from terakoya.engine.steady import steady
+from terakoya.engine.store import BLOCK, Shape, Store
+from terakoya.errors import TerakoyaError
+from terakoya.zoo.convert import Loaded
+
+log = logging.getLogger("terakoya.engine")
+
+
+@dataclass
+class Counts:
+    """What the engine has done since it started."""
+
+    steps: int = 0
+    computed: int = 0  # tokens through the model
+    cached: int = 0  # prompt tokens that were known already
+    drawn: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    failures: int = 0
+
+
+class Engine:
+    """Answer many requests at once with one model.
+
+    `memory_bytes` is the budget for keys, values and states (None: half of what is free, and no more than
+    `max_running` whole contexts need). A step computes at most `max_tokens_per_step` tokens. `deterministic`: the
+    same request gives the same bits whatever else is going on; it costs speed when few run. `threaded=False`: nobody
+    steps but the caller, by `step` or by waiting for a result. Closes with `close` or at the end of a `with`.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        memory_bytes: int | None = None,
+        max_tokens_per_step: int = 512,
+        max_running: int = 64,
+        max_waiting: int = 1024,
+        max_waiting_tokens: int = 4_000_000,
+        deterministic: bool = False,
+        threaded: bool = True,
+        poison: bool = False,
+    ) -> None:
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.device = next(self.model.parameters()).device
+        self.vocab = min(self.model.spec.vocab, loaded.tokenizer.vocab_size if loaded.tokenizer else 1 << 40)
+        self.max_waiting, self.max_waiting_tokens = max_waiting, max_waiting_tokens
+        budget = max(max_tokens_per_step, 2 * BLOCK if deterministic else 1)
+        unit = max(BLOCK, budget // 2 // BLOCK * BLOCK) if deterministic else None
+        running = max(1, min(max_running, budget - (unit or 0)))
+        shapes = probe(self.model, self.device)
+        if memory_bytes is None:
+            memory_bytes = _memory(self.device, shapes, self.model.spec.context, running)
+        self.store = Store(shapes, memory_bytes, sequences=running, step=budget, device=self.device, poison=poison)
+        self.context = min(self.model.spec.context, self.store.longest)
+        self.scheduler = Scheduler(self.store, budget=budget, running=running, unit=unit)
+        self.multiple: int | None = 1  # rows of a step are padded to a multiple of it; None: each choice by itself
+        if deterministic:
+            self.multiple = steady(self.store, self._compute, self.model.spec.vocab)
+        self.counts = Counts()
+        self._inbox: deque[Choice] = deque()
+        self._news = threading.Condition()
+        self._stepping = threading.Lock()
+        self._closed: EngineError | None = None
+        self._thread: threading.Thread | None = None
+        self._threaded = threaded
+        log.info("%s", self.describe())
+        if self.context < self.model.spec.context:
+            log.warning("memory for %d of the model's %d tokens of context", self.context, self.model.spec.context)
+
+    def describe(self) -> str:
+        """Return one line: where, in what, for how much, and what falls back."""
+        first = next(self.model.parameters())
+        facts = [
+            f"device {self.device}",
+            f"weights {str(first.dtype).removeprefix('torch.')}",
+            f"memory {self.store.bytes / 2**20:,.0f} MiB for {self.store.capacity:,} tokens",
+            f"context {self.context:,}",
+            f"threads {torch.get_num_threads()}",
+            "model by PyTorch",
+        ]
+        if self.scheduler.unit is not None:
+            how = "each choice by itself" if self.multiple is None else f"rows in multiples of {self.multiple}"
+            facts.append(f"deterministic ({how}, no drafts)")
+        if self.store.states is not None:
+            facts.append("recurrent layers (no drafts)")
+        return " · ".join(facts)
+
+    # ---- asking
+
+    def submit(self, request: Request) -> Handle:
+        """Queue a request; safe from any thread.
+
+        Raises TerakoyaError for what cannot be done, EngineError ("too long", "overloaded", "closed") where it is
+        the size or the moment that does not fit.
+        """
+        if self._closed is not None:
+            raise self._closed
+        self._check(request)
+        handle = Handle(request, None if self._threaded else self._drive, self._wake)
+        seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
+        most = min(request.sampling.max_tokens, self.context - len(request.prompt))
+        choices = [Choice(handle, i, seed, self.tokenizer, most) for i in range(request.n)]
+        for choice in choices[1:]:
+            choice.leader = choices[0]
+        with self._news:
+            waiting = [*self._inbox, *list(self.scheduler.waiting)]
+            tokens = sum(len(c.ids) for c in waiting) + request.n * len(request.prompt)
+            if len(waiting) + request.n > self.max_waiting or (waiting and tokens > self.max_waiting_tokens):
+                raise EngineError("overloaded", "engine", f"is full: {len(waiting)} wait already, try again later")
+            if self._closed is not None:
+                raise self._closed
+            self._inbox.extend(choices)
+            self._news.notify_all()
+            if self._threaded and self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="terakoya-engine", daemon=True)
+                self._thread.start()
+        return handle
+
+    def generate(self, requests: Iterable[Request]) -> list[list[Completion]]:
+        """Answer all, in order, however many; the choices of each."""
+        handles: deque[Handle] = deque()
+        done: list[list[Completion]] = []
+        for request in requests:
+            while True:
+                try:
+                    handles.append(self.submit(request))
+                    break
+                except EngineError as error:
+                    if error.kind != "overloaded" or not handles:
+                        raise
+                    done.append(handles.popleft().result())
+        return done + [h.result() for h in handles]
+
+    def _check(self, request: Request) -> None:
+        if len(request.prompt) >= self.context:
+            raise EngineError(
+                "too long",
+                "prompt",
+                f"has {len(request.prompt)} tokens; prompt and answer have room for {self.context}",
+            )
+        how = request.sampling
+        if self.tokenizer is not None:
+            check(self.model, self.tokenizer, request.prompt, how)
+        elif how.stop or request.grammar:
+            raise TerakoyaError("request", "has stop strings or a grammar, but the model has no tokenizer")
+        ids = [*request.prompt, *request.stop_ids, *(i for word in request.bad_words for i in word)]
+        for id in ids:
+            if not 0 <= id < self.model.spec.vocab:
+                raise TerakoyaError("request", "has an id that is none of this model's", given=id)
+        if not request.prompt:
+            raise TerakoyaError("prompt", "is empty")
+
+    # ---- stepping
+
+    def step(self) -> bool:
+        """Do one step; False where there is nothing left to do."""
+        with self._stepping:
+            with self._news:
+                self.scheduler.waiting.extend(self._inbox)
+                self._inbox.clear()
+            try:
+                rows = self.scheduler.plan()
+                if rows:
+                    self._run(rows)
+            finally:
+                self._settle()
+            return bool(self.scheduler.waiting or self.scheduler.running or self._inbox)
+
+    def _run(self, rows: list[Row]) -> None:
+        groups = [rows] if self.multiple is not None else [[row] for row in rows]
+        for group in groups:
+            try:
+                self._advance(group, self._compute([_part(r) for r in group], [_ids(r) for r in group], _picks(group)))
+            except Exception as error:  # whatever it was, these requests end and the next one works
+                log.exception("a step failed")
+                kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "step"
+                reason = f"broke off: {type(error).__name__}: {error}"[:300]
+                for row in group:
+                    if row.choice.ending is None:
+                        self._fail(row.choice, EngineError(kind, "engine", reason))
+        self.counts.steps += 1
+        self.counts.computed += sum(row.count for row in rows)
+
+    @torch.inference_mode()
+    def _compute(
+        self, parts: Sequence[Part], ids: Sequence[Sequence[int]], picks: Sequence[int], multiple: int | None = 0
+    ) -> Tensor:
+        """Run the model over the parts -> (len(picks), V) float32 logits after the tokens at `picks`."""
+        m = (self.multiple if multiple == 0 else multiple) or 1
+        flat = [id for some in ids for id in some]
+        pad = -len(flat) % m
+        ctx = Paged(self.store, parts, self.device, pad)
+        hidden = self.model(torch.tensor(flat + [0] * pad, device=self.device), ctx)
+        if not picks:
+            return hidden.new_zeros(0, self.vocab)
+        wanted = [*picks, *([picks[0]] * (-len(picks) % m))]
+        return self.model.head(hidden[torch.tensor(wanted, device=self.device)])[: len(picks), : self.vocab].float()
+
+    def _advance(self, rows: list[Row], logits: Tensor) -> None:
+        """Draw for the rows that caught up, and take note of what is computed."""
+        drawing = [row for row in rows if row.caught_up]
+        starts, at = {}, 0
+        for row in drawing:
+            starts[row.choice] = at
+            at += 1 + row.draft
+        firsts = logits[[starts[row.choice] for row in drawing]] if len(drawing) < len(logits) else logits
+        turns = [_turn(row.choice, self.vocab) for row in drawing]
+        drawn = dict(zip((r.choice for r in drawing), sampler.sample(firsts, turns), strict=True))
+        for row in rows:
+            if row.choice in drawn:
+                self._take(row, drawn[row.choice], logits[starts[row.choice] :])
+            else:
+                row.choice.computed = row.start + row.count
+            self._note(row.choice)
+
+    def _take(self, row: Row, first: sampler.Drawn, logits: Tensor) -> None:
+        """Add the id that was drawn, and the guesses that prove right."""
+        choice, drawn, right = row.choice, first, 0
+        while True:
+            if drawn.id is None:
+                problem = "gives logits that are no numbers" if choice.matcher is None else "can say nothing allowed"
+                kind = "numbers" if choice.matcher is None else "grammar"
+                self._fail(choice, EngineError(kind, "model", problem))
+                return
+            if choice.matcher is not None:
+                choice.matcher.take(drawn.id)
+            choice.add(drawn.id, drawn.logprob)
+            self.counts.drawn += 1
+            guessed = right < row.draft and choice.draft[right] == drawn.id
+            if not guessed or choice.ending is not None:
+                break
+            right += 1
+            drawn = sampler.sample(logits[right : right + 1], [_turn(choice, self.vocab)])[0]
+        choice.computed = row.start + 1 + right if row.draft else row.start + row.count
+        choice.proposed, choice.accepted = choice.proposed + row.draft, choice.accepted + right
+        self.counts.proposed, self.counts.accepted = self.counts.proposed + row.draft, self.counts.accepted + right
+
+    def _note(self, choice: Choice) -> None:
+        if choice.held is None or choice.error is not None:
+            return
+        unit = self.scheduler.unit
+        named = None if unit is None else choice.prompt // unit * unit
+        self.store.settle(choice.held, choice.ids, choice.computed, named=named)
+
+    def _settle(self) -> None:
+        """End what has ended: the one place where stop, cancellation and deadline take effect."""
+        for choice in [*self.scheduler.running, *self.scheduler.waiting]:
+            if choice.ending is None and choice.handle.cancelled:
+                choice.end("abort")
+            elif choice.ending is None and choice.handle.late:
+                choice.end("deadline")
+            if choice.ending is not None:
+                self.scheduler.close(choice, spoilt=choice.error is not None)
+                self.counts.cached += choice.cached
+
+    def _fail(self, choice: Choice, error: EngineError) -> None:
+        self.counts.failures += 1
+        choice.end("error", error)
+
+    # ---- threads
+
+    def _drive(self) -> None:
+        self.step()
+
+    def _wake(self) -> None:
+        with self._news:
+            self._news.notify_all()
+
+    def _loop(self) -> None:
+        try:
+            busy = False
+            while True:
+                with self._news:
+                    while not (busy or self._inbox or self._closed):
+                        self._news.wait()
+                if self._closed is not None:
+                    return
+                busy = self.step()
+        except BaseException as error:  # nobody may wait for a thread that is gone
+            log.exception("the engine stopped")
+            self._end(EngineError("closed", "engine", f"stopped: {type(error).__name__}: {error}"[:300]))
+            raise
+
+    def close(self) -> None:
+        """Refuse what comes and end what runs with "abort"."""
+        self._end(EngineError("closed", "engine", "is closed"))
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _end(self, reason: EngineError) -> None:
+        with self._news:
+            if self._closed is not None:
+                return
+            self._closed = reason
+            self._news.notify_all()
+        mine = self._thread is not threading.current_thread()
+        if mine:
+            self._stepping.acquire()
+        try:
+            stopped = "stopped" in reason.problem
+            for choice in [*self.scheduler.running, *self.scheduler.waiting, *self._inbox]:
+                if choice.ending is None:
+                    choice.end("error" if stopped else "abort", reason if stopped else None)
+                if choice.held is not None:
+                    self.store.close(choice.held, spoilt=True)
+                    choice.held = None
+            self.scheduler.running.clear()
+            self.scheduler.waiting.clear()
+            self._inbox.clear()
+        finally:
+            if mine:
+                self._stepping.release()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _part(row: Row) -> Part:
+    assert row.choice.held is not None
+    return Part(row.choice.held, row.start, row.count)
+
+
+def _ids(row: Row) -> list[int]:
+    ids = row.choice.ids[row.start : row.start + row.count]
+    return ids + row.choice.draft[: row.draft] if row.draft else ids
+
+
+def _picks(rows: Sequence[Row]) -> list[int]:
+    """Return which tokens of the step need logits: the last of each row that caught up, and its guesses."""
+    picks, end = [], 0
+    for row in rows:
+        end += row.count
+        if row.caught_up:
+            picks += range(end - 1 - row.draft, end)
+    return picks
+
+
+def _turn(choice: Choice, vocab: int) -> sampler.Row:
+    allowed = None if choice.matcher is None else choice.matcher.mask(vocab)
+    tail = choice.ids if choice.request.bad_words else ()
+    request, said = choice.request, choice.said
+    return sampler.Row(request, choice.history, choice.seed, choice.index, said, choice.banned, allowed, tail)
+
+
+def _memory(device: torch.device, shapes: dict[int, Shape], context: int, running: int) -> int:
+    """Half of the memory that is free, and no more than `running` whole contexts need."""
+    need = sum(s.bytes * (context + BLOCK if s.reach is not None else 4) for s in shapes.values()) * running
+    return max(1, min(need, free_memory(device) // 2))
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,7 @@
+"""Placeholder."""
+
+
+class Grammar: ...
+
+
+class Matcher: ...

@@ -1,0 +1,154 @@
+"""A step of the engine as the model sees it: any mix of sequences, each with its own memory in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from terakoya.engine.store import BLOCK, Held, Reach, Shape, Store, Table
+from terakoya.errors import TerakoyaError
+from terakoya.model.model import Model
+from terakoya.ops.attend import Bias, Look, attend
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sequence's share of a step: `count` tokens from position `start` on."""
+
+    held: Held
+    start: int
+    count: int
+
+
+class Paged:
+    """The context of one step. `pad` rows that belong to nobody may follow, so that products have a good height."""
+
+    def __init__(self, store: Store, parts: Sequence[Part], device: torch.device | str = "cpu", pad: int = 0) -> None:
+        self.store, self.parts, self.device = store, parts, device
+        counts = [p.count for p in parts]
+        self.tokens = sum(counts)
+        self.cu = [0, *accumulate([*counts, *([pad] if pad else [])])]
+        pos = [i for p in parts for i in range(p.start, p.start + p.count)]
+        self.pos = torch.tensor(pos + list(range(pad)), device=device)
+        self.fresh = [i for i, p in enumerate(parts) if p.start == 0]
+        self._made: dict[Hashable, Any] = {}
+
+    def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
+    ) -> Tensor:
+        number = self.store.group_of[layer]
+        group = self.store.groups[number]
+        keys, vals = group.memory[layer]
+        rows = self.share(("rows", number), lambda: self._rows(number))
+        keys.index_copy_(0, rows, k[: self.tokens])
+        vals.index_copy_(0, rows, v[: self.tokens])
+        out = q.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
+        for part, a, b in zip(self.parts, self.cu, self.cu[1:], strict=False):
+            low = group.reach.lowest(part.start)
+            ks, vs = self._read(number, part, low, keys, vals)
+            out[a:b] = attend(q[None, a:b], ks, vs, look, part.start - low, shifted(bias, low), sinks)[0]
+        return out
+
+    def _rows(self, number: int) -> Tensor:
+        """Where this step's keys and values go: (T,)."""
+        rows: list[int] = []
+        for part in self.parts:
+            pages = part.held.tables[number].pages
+            rows += [pages[i // BLOCK] * BLOCK + i % BLOCK for i in range(part.start, part.start + part.count)]
+        return torch.tensor(rows, device=self.device)
+
+    def _read(self, number: int, part: Part, low: int, keys: Tensor, vals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values from position `low` to the part's end, (1, S, G, K) and (1, S, G, V)."""
+        end, table = part.start + part.count, part.held.tables[number]
+        if table.bend <= low // BLOCK:
+            first = table.pages[low // BLOCK] * BLOCK + low % BLOCK
+            return keys[None, first : first + end - low], vals[None, first : first + end - low]
+        runs = self.share(("runs", number, part.held.id), lambda: straight(table, low, end))
+        return tuple(torch.cat([t[a : a + n] for a, n in runs])[None] for t in (keys, vals))  # type: ignore[return-value]
+
+    def state(self, layer: int) -> tuple[Tensor, ...] | None:
+        states = self.store.states
+        assert states is not None
+        if len(self.fresh) == len(self.parts):
+            return None
+        slots = self.share("slots", self._slots)
+        found = []
+        for t in states.memory[layer]:
+            rows = t[slots]
+            rows[self.fresh] = 0  # zeros are the state of nothing
+            pad = len(self.cu) - 1 - len(self.parts)
+            found.append(torch.cat([rows, rows.new_zeros(pad, *rows.shape[1:])]) if pad else rows)
+        return tuple(found)
+
+    def commit(self, layer: int, new: tuple[Tensor, ...]) -> None:
+        assert self.store.states is not None
+        slots = self.share("slots", self._slots)
+        for t, n in zip(self.store.states.memory[layer], new, strict=True):
+            t[slots] = n[: len(self.parts)].to(t.dtype)
+
+    def _slots(self) -> Tensor:
+        return torch.tensor([p.held.slot for p in self.parts], device=self.device)
+
+
+def straight(table: Table, low: int, end: int) -> list[tuple[int, int]]:
+    """Return the runs of rows (first, count) that positions `low` to `end` lie in."""
+    runs: list[tuple[int, int]] = []
+    for i in range(low // BLOCK, -(-end // BLOCK)):
+        a, b = max(low, i * BLOCK), min(end, (i + 1) * BLOCK)
+        first = table.pages[i] * BLOCK + a - i * BLOCK
+        if runs and sum(runs[-1]) == first:
+            runs[-1] = (runs[-1][0], runs[-1][1] + b - a)
+        else:
+            runs.append((first, b - a))
+    return runs
+
+
+def shifted(bias: Bias | None, low: int) -> Bias | None:
+    """Let a bias see true positions where the keys begin at `low`."""
+    if bias is None or low == 0:
+        return bias
+    return lambda q, q_pos, k_pos: bias(q, q_pos + low, k_pos + low)
+
+
+class Probe:
+    """A context that takes down what each layer asks to be remembered."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.pos, self.cu = torch.zeros(1, dtype=torch.long, device=device), [0, 1]
+        self.shapes: dict[int, Shape] = {}
+
+    def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
+    ) -> Tensor:
+        if not look.causal:
+            raise TerakoyaError("model", "looks into the future, so it cannot continue a text")
+        sizes = tuple(tuple(t.shape[1:]) for t in (k, v))
+        self.shapes[layer] = Shape(sizes, (k.dtype, v.dtype), Reach(look.window, look.chunk))
+        return attend(q[None], k[None], v[None], look, 0, bias, sinks)[0]
+
+    def state(self, layer: int) -> tuple[Tensor, ...] | None:
+        return None
+
+    def commit(self, layer: int, new: tuple[Tensor, ...]) -> None:
+        self.shapes[layer] = Shape(tuple(tuple(t.shape[1:]) for t in new), tuple(t.dtype for t in new))
+
+
+@torch.inference_mode()
+def probe(model: Model, device: torch.device | str) -> dict[int, Shape]:
+    """Find what each layer remembers, by reading one token."""
+    ctx = Probe(device)
+    model(torch.zeros(1, dtype=torch.long, device=device), ctx)
+    return ctx.shapes
