@@ -231,7 +231,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("glm", LLAMA | {"head_dim": 16}),
     "glm4": ("glm4", LLAMA | {"head_dim": 16, "attention_bias": False}),
     "granite": ("granite", LLAMA | GRANITE),
-    "granite-moe": ("granitemoe", LLAMA | GRANITE | {"num_local_experts": 4}),
+    "granite-moe": ("granitemoe", LLAMA | GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt-oss": (
         "gpt_oss",
         LLAMA | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},

@@ -349,7 +349,9 @@ class Layers(Codec):
 
     def _kind(self, i: int, value: Any, config: Config) -> Any:
         first, *_, last = self.kinds
-        if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        if value:
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise TerakoyaError("", given=value, allowed=f"a list of {', '.join(map(str, self.kinds))}")
             if i >= len(value):
                 raise TerakoyaError("", "has fewer entries than there are layers", given=len(value))
             return value[i]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def load_folder(path: Path, *, dtype: torch.dtype = torch.float32, device: str =
     table = lineage.rules(name)
     theirs = set(weights.keys())
     s = _settle_tie(s, table, theirs, weights.get)
-    model = fill(s, table, theirs, weights.get, str(path), dtype=dtype, device=device)
+    model = fill(s, table, theirs, weights.get, str(path), shape=weights.shape, dtype=dtype, device=device)
     tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").is_file() else None
     _check_vocabulary(s, tokenizer, path)
     return Loaded(model, tokenizer, name, config)
@@ -80,7 +81,11 @@ def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "
         return torch.from_numpy(file.read(key))
 
     table = lineage.rules(name, "gguf")
-    model = fill(s, table, set(file.tensors), get, str(path), dtype=dtype, device=device)
+
+    def shape(key: str) -> tuple[int, ...]:
+        return file.tensors[key].shape
+
+    model = fill(s, table, set(file.tensors), get, str(path), shape=shape, dtype=dtype, device=device)
     tokenizer = from_gguf(file.metadata)
     _check_vocabulary(s, tokenizer, path)
     return Loaded(model, tokenizer, name)
@@ -174,11 +179,16 @@ def fill(
     get: Callable[[str], Tensor],
     place: str,
     *,
+    shape: Callable[[str], tuple[int, ...]],
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Model:
-    """Build the model and copy in every weight; missing, left-over and misshapen tensors are named."""
-    plan = expand(table, list(parameters(build(s, device="meta"))), place)
+    """Build the model and copy in every weight; missing, left-over and misshapen tensors are named.
+
+    Nothing is allocated before the file is known to hold as many numbers as the model wants.
+    """
+    empty = parameters(build(s, device="meta"))
+    plan = expand(table, list(empty), place)
     plan, missing, used = _locate(plan, theirs, s)
     if missing:
         raise TerakoyaError(place, f"lacks {len(missing)} tensors", given=", ".join(missing[:8]))
@@ -187,6 +197,10 @@ def fill(
         raise TerakoyaError(
             place, f"holds {len(extra)} tensors this family has no place for", given=", ".join(extra[:8])
         )
+    for match in plan:
+        held = sum(math.prod(shape(name)) for name in _expert_names(match.theirs, match, s))
+        if held != sum(empty[n].numel() for n in match.ours):
+            raise _misshapen(place, match, tuple(shape(_expert_names(match.theirs, match, s)[0])), empty)
     model = build(s, device=device, dtype=dtype)
     own = parameters(model)
     for match in plan:
@@ -202,11 +216,13 @@ def fill(
             parts = []
             break
         if not parts:
-            expected = " + ".join(str(tuple(own[n].shape)) for n in match.ours)
-            raise TerakoyaError(
-                f"{place}: {match.theirs}", "has the wrong shape", given=tuple(whole.shape), allowed=expected
-            )
+            raise _misshapen(place, match, tuple(whole.shape), own)
     return model
+
+
+def _misshapen(place: str, match: Match, given: tuple[int, ...], own: Mapping[str, Tensor]) -> TerakoyaError:
+    expected = " + ".join(str(tuple(own[n].shape)) for n in match.ours)
+    return TerakoyaError(f"{place}: {match.theirs}", "has the wrong shape", given=given, allowed=expected)
 
 
 def _locate(plan: list[Match], theirs: set[str], s: spec.Model) -> tuple[list[Match], list[str], set[str]]:
@@ -295,9 +311,22 @@ def _settle_tie(s: spec.Model, table: Iterable[Rule], theirs: set[str], get: Cal
 
 
 def _refuse_absurd(s: spec.Model, place: str) -> None:
-    rough = s.vocab * s.dim + s.depth * s.dim * max([s.dim, *values(s, "mlp.hidden")])
-    if rough > LARGEST or s.depth > 10_000 or s.context > 2**31:
+    rough = s.vocab * s.dim + sum(_rough(m, s.dim) for block in s.layers() for b in block.branches for m in b.mix)
+    if rough > LARGEST or s.context > 2**31 or any(moe.count > 2**16 for moe in select(s, "moe")):
         raise TerakoyaError(place, "asks for a model larger than any known", given=f"about {rough:.1e} parameters")
+
+
+def _rough(m: spec.Mixer, dim: int) -> int:
+    """Return roughly how many parameters a mixer has."""
+    match m:
+        case spec.Attention():
+            return 2 * dim * m.heads * (m.head_dim or max(1, dim // m.heads))
+        case spec.Latent():
+            return dim * (m.kv_rank + m.rope + (m.q_rank or 0)) + dim * m.heads * (m.nope + m.rope + m.value)
+        case spec.MLP():
+            return 2 * dim * m.hidden
+        case spec.MoE():
+            return m.count * _rough(m.expert, dim)
 
 
 def _check_vocabulary(s: spec.Model, tokenizer: Tokenizer | None, path: Path) -> None:

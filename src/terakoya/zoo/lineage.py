@@ -12,7 +12,7 @@ from terakoya.config import diff, kind, override
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model import spec
 from terakoya.zoo import history
-from terakoya.zoo.codec import Key
+from terakoya.zoo.codec import Codec, Key
 from terakoya.zoo.families import deepseek, eleuther, gemma, gpt, llama, mistral, olmo, others, paper, phi, qwen
 from terakoya.zoo.families import open as open_models
 from terakoya.zoo.history.aliases import ALIASES
@@ -97,7 +97,10 @@ def keys(name: str) -> dict[str, Key | None]:
 def defaults(name: str) -> dict[str, Any]:
     """Return what a family's config.json means by leaving keys out."""
     f = family(name)
-    return (defaults(f.parent) if f.parent and not f.fresh else {}) | dict(f.defaults)
+    above = defaults(f.parent) if f.parent and not f.fresh else {}
+    table = keys(name)
+    claimed = {key for target in table.values() if isinstance(target, Codec) for key in target.claims()}
+    return {k: v for k, v in above.items() if k in table or k in claimed} | dict(f.defaults)
 
 
 def rules(name: str, form: str = "hf") -> tuple[Rule, ...]:

@@ -19,7 +19,7 @@ from terakoya.model.spec import (
     Yarn,
     pre,
 )
-from terakoya.zoo.codec import Both, Codec, Flag, Inner, Layers, Maybe, Must, Power
+from terakoya.zoo.codec import Both, Codec, Flag, HeadDim, Inner, KVHeads, Layers, Maybe, Must, Power
 from terakoya.zoo.families.llama import size
 from terakoya.zoo.names import Layout
 from terakoya.zoo.node import Family, Note, Size
@@ -288,6 +288,7 @@ FAMILIES = (
         architecture="Cohere2ForCausalLM",
         keys={
             "use_qk_norm": Must(False),
+            "head_dim": HeadDim(),
             "layer_types": Layers(
                 {
                     "sliding_attention": {
@@ -368,7 +369,9 @@ FAMILIES = (
         },
         sizes={
             "9b": Size(9_400_279_040),
-            "32b": size(32_566_081_536, 6144, 61, 48, 23_040, 2, **{"attention.head_dim": 128, "attention.bias": False}),
+            "32b": size(
+                32_566_081_536, 6144, 61, 48, 23_040, 2, **{"attention.head_dim": 128, "attention.bias": False}
+            ),
         },
         model_type="glm4",
         architecture="Glm4ForCausalLM",
@@ -487,8 +490,8 @@ FAMILIES = (
             "hidden_size": "dim",
             "num_hidden_layers": "depth",
             "num_attention_heads": "attention.heads",
-            "num_key_value_heads": "attention.kv_heads",
-            "head_dim": "attention.head_dim",
+            "num_key_value_heads": KVHeads(),
+            "head_dim": HeadDim(),
             "max_position_embeddings": "context",
             "rms_norm_eps": "rmsnorm.eps",
             "intermediate_size": Inner(),
