@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from terakoya.errors import TerakoyaError
 from terakoya.model.build import Role, roles
-from terakoya.model.model import Model
 
 DECAYED: frozenset[Role] = frozenset({"embed", "head", "matrix", "out", "router"})
 MATRICES: frozenset[Role] = frozenset({"matrix", "out"})
@@ -68,17 +68,19 @@ Optim = AdamW | Muon
 class Optimizer:
     """One optimiser for the whole model; its state is a flat table of named tensors."""
 
-    def __init__(self, model: Model, plan: Optim) -> None:
+    def __init__(self, model: nn.Module, plan: Optim, gains: Mapping[str, float] = MappingProxyType({})) -> None:
+        """`gains` multiplies the AdamW rate of single parameters, by name."""
         self.plan, kinds = plan, roles(model)
         self.names = {p: name for name, p in model.named_parameters()}
         learned = [(kinds[n], p) for n, p in model.named_parameters() if p.requires_grad]
+        gain = {p: gains.get(name, 1.0) for p, name in self.names.items()}
         if isinstance(plan, Muon):
             self.matrices = [p for role, p in learned if role in MATRICES]
             rates: dict[str, float] = {"embed": plan.embed_lr, "head": plan.head_lr}
-            rest = [(rates.get(role, plan.scalar_lr), 0.0, p) for role, p in learned if role not in MATRICES]
+            rest = [(rates.get(role, plan.scalar_lr) * gain[p], 0.0, p) for role, p in learned if role not in MATRICES]
         else:
             self.matrices = []
-            rest = [(plan.lr, plan.weight_decay if role in DECAYED else 0.0, p) for role, p in learned]
+            rest = [(plan.lr * gain[p], plan.weight_decay if role in DECAYED else 0.0, p) for role, p in learned]
         self.momentum = {p: torch.zeros_like(p, memory_format=torch.preserve_format) for p in self.matrices}
         groups = [
             {"params": [p for rate, decay, p in rest if (rate, decay) == key], "lr": key[0], "weight_decay": key[1]}
