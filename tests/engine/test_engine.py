@@ -20,7 +20,7 @@ from terakoya.engine.sampling import Sampling
 from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
 from terakoya.zoo.convert import Loaded
-from tests.engine.engine_fakes import byte_tokenizer, tiny
+from tests.engine.engine_fakes import Actor, byte_tokenizer, tiny
 from tests.engine.engine_laws import asked, empty, engine_of
 from tests.model import small
 
@@ -43,7 +43,9 @@ HOWS = [
     Sampling(temperature=0, max_tokens=20),
     Sampling(seed=3, max_tokens=20),
     Sampling(seed=0, top_k=5, temperature=0.7, max_tokens=15),
-    Sampling(seed=2**63, top_p=0.8, min_p=0.01, typical=0.9, repetition=1.3, presence=0.5, frequency=0.2, max_tokens=25),
+    Sampling(
+        seed=2**63, top_p=0.8, min_p=0.01, typical=0.9, repetition=1.3, presence=0.5, frequency=0.2, max_tokens=25
+    ),
     Sampling(seed=1, logit_bias=((65, 5.0), (66, -100.0)), min_tokens=4, stop=("A",), max_tokens=30),
     Sampling(temperature=0, repetition=1.5, max_tokens=10, min_tokens=10),
 ]
@@ -113,7 +115,10 @@ def test_seeds_do_not_know_their_neighbours(model: Model) -> None:
     how = Sampling(seed=11, max_tokens=20, top_p=0.95)
     [[alone]] = engine_of(model).generate([Request(PROMPT, how)])
     rng = random.Random(0)
-    crowd = [Request(tuple(rng.randrange(256) for _ in range(rng.randrange(1, 60))), Sampling(max_tokens=9)) for _ in range(9)]
+    crowd = [
+        Request(tuple(rng.randrange(256) for _ in range(rng.randrange(1, 60))), Sampling(max_tokens=9))
+        for _ in range(9)
+    ]
     crowd.insert(4, Request(PROMPT, how))
     assert engine_of(model).generate(crowd)[4][0].ids == alone.ids
 
@@ -196,7 +201,6 @@ def test_cancelled(model: Model, steps: int) -> None:
     if steps < 3:
         assert {c.finish for c in done} == {"abort"}
     assert other.result()[0].finish == "length"
-    assert engine.generate([asked(PROMPT, 4)])[0][0].ids == other.request and True or True
     empty(engine)
 
 
@@ -227,8 +231,10 @@ def broken(engine: Engine, problem: BaseException | None, when: int) -> None:
     engine.model.forward = failing
 
 
-@pytest.mark.parametrize("when", [1, 2, 4])
-@pytest.mark.parametrize("problem", [RuntimeError("boom"), MemoryError(), None], ids=["error", "memory", "nan"])
+@pytest.mark.parametrize(
+    ("problem", "when"),
+    [(RuntimeError("boom"), 1), (RuntimeError("boom"), 4), (MemoryError(), 2), (None, 4), (None, 6)],
+)
 def test_a_step_that_fails_ends_its_requests_and_no_others(problem: BaseException | None, when: int) -> None:
     model = tiny(context=256)
     engine = engine_of(model, max_tokens_per_step=24)
@@ -266,7 +272,9 @@ def threaded(model: Model, **more) -> Engine:
 
 def test_many_threads(model: Model) -> None:
     """Submitted, cancelled and read from eight threads at once; everybody gets the answer that he gets alone."""
-    expected = {k: complete(model, byte_tokenizer(), [k, k + 1], Sampling(seed=k, max_tokens=12)).ids for k in range(24)}
+    expected = {
+        k: complete(model, byte_tokenizer(), [k, k + 1], Sampling(seed=k, max_tokens=12)).ids for k in range(24)
+    }
     found: dict[int, list[int]] = {}
     with threaded(model) as engine:
 
@@ -340,7 +348,8 @@ def test_deterministic(name: str) -> None:
     rng = random.Random(1)
     needle = Request(
         tuple(rng.randrange(vocab) for _ in range(context // 2 + 5)),
-        Sampling(seed=4, max_tokens=20, top_p=0.9), logprobs=2,
+        Sampling(seed=4, max_tokens=20, top_p=0.9),
+        logprobs=2,
     )
     [[alone]] = engine().generate([needle])
     page = engine().store.bytes // engine().store.groups[0].pool.total
@@ -363,7 +372,9 @@ def test_deterministic(name: str) -> None:
                 pass
 
 
-@pytest.mark.parametrize("how", [Sampling(temperature=0, max_tokens=60), Sampling(seed=1, temperature=0.3, max_tokens=60)])
+@pytest.mark.parametrize(
+    "how", [Sampling(temperature=0, max_tokens=60), Sampling(seed=1, temperature=0.3, max_tokens=60)]
+)
 def test_drafts_change_nothing(model: Model, how: Sampling) -> None:
     rng = random.Random(0)
     texts = [tuple([rng.randrange(256) for _ in range(9)] * 4), PROMPT]
@@ -378,8 +389,6 @@ def test_drafts_change_nothing(model: Model, how: Sampling) -> None:
 
 
 def test_drafts_are_accepted_where_text_repeats() -> None:
-    from tests.engine.engine_fakes import Actor  # says its script whatever it is asked
-
     script = list(range(60, 80)) * 4
     actor = Actor(script, 5, 259)
     engine = Engine(Loaded(actor, byte_tokenizer(), "test"), threaded=False, memory_bytes=1 << 20)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor
 from terakoya.engine import sampler
 from terakoya.engine.generate import check
 from terakoya.engine.handle import Handle
-from terakoya.engine.paged import Paged, Part, probe
+from terakoya.engine.paged import Part, compute, probe
 from terakoya.engine.request import Completion, EngineError, Request
 from terakoya.engine.scheduler import Row, Scheduler
 from terakoya.engine.sequence import Choice
@@ -79,7 +79,7 @@ class Engine:
         self.scheduler = Scheduler(self.store, budget=budget, running=running, unit=unit)
         self.multiple: int | None = 1  # rows of a step are padded to a multiple of it; None: each choice by itself
         if deterministic:
-            self.multiple = steady(self.store, self._compute, self.model.spec.vocab)
+            self.multiple = steady(self.model, shapes)
         self.counts = Counts()
         self._inbox: deque[Choice] = deque()
         self._news = threading.Condition()
@@ -205,20 +205,8 @@ class Engine:
         self.counts.steps += 1
         self.counts.computed += sum(row.count for row in rows)
 
-    @torch.inference_mode()
-    def _compute(
-        self, parts: Sequence[Part], ids: Sequence[Sequence[int]], picks: Sequence[int], multiple: int | None = 0
-    ) -> Tensor:
-        """Run the model over the parts -> (len(picks), V) float32 logits after the tokens at `picks`."""
-        m = (self.multiple if multiple == 0 else multiple) or 1
-        flat = [id for some in ids for id in some]
-        pad = -len(flat) % m
-        ctx = Paged(self.store, parts, self.device, pad)
-        hidden = self.model(torch.tensor(flat + [0] * pad, device=self.device), ctx)
-        if not picks:
-            return hidden.new_zeros(0, self.vocab)
-        wanted = [*picks, *([picks[0]] * (-len(picks) % m))]
-        return self.model.head(hidden[torch.tensor(wanted, device=self.device)])[: len(picks), : self.vocab].float()
+    def _compute(self, parts: Sequence[Part], ids: Sequence[Sequence[int]], picks: Sequence[int]) -> Tensor:
+        return compute(self.model, self.store, parts, ids, picks, self.multiple or 1)[:, : self.vocab].float()
 
     def _advance(self, rows: list[Row], logits: Tensor) -> None:
         """Draw for the rows that caught up, and take note of what is computed."""
@@ -303,7 +291,6 @@ class Engine:
         except BaseException as error:  # nobody may wait for a thread that is gone
             log.exception("the engine stopped")
             self._end(EngineError("closed", "engine", f"stopped: {type(error).__name__}: {error}"[:300]))
-            raise
 
     def close(self) -> None:
         """Refuse what comes and end what runs with "abort"."""

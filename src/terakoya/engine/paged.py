@@ -152,3 +152,21 @@ def probe(model: Model, device: torch.device | str) -> dict[int, Shape]:
     ctx = Probe(device)
     model(torch.zeros(1, dtype=torch.long, device=device), ctx)
     return ctx.shapes
+
+
+@torch.inference_mode()
+def compute(
+    model: Model,
+    store: Store,
+    parts: Sequence[Part],
+    ids: Sequence[Sequence[int]],
+    picks: Sequence[int],
+    multiple: int = 1,
+) -> Tensor:
+    """Run one step of the model -> (len(picks), V) logits after the tokens at `picks`, rows padded to a `multiple`."""
+    flat = [id for some in ids for id in some]
+    pad = -len(flat) % multiple
+    device = next(model.parameters()).device
+    hidden = model(torch.tensor(flat + [0] * pad, device=device), Paged(store, parts, device, pad))
+    wanted = [*picks, *([picks[0]] * (-len(picks) % multiple))] if picks else []
+    return model.head(hidden[torch.tensor(wanted, dtype=torch.long, device=device)])[: len(picks)]

@@ -6,46 +6,49 @@ the machines measured. Mixtures of experts are beyond that: there each choice ru
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from terakoya.engine.paged import Part
-from terakoya.engine.store import Store
+from terakoya.engine.paged import Part, compute
+from terakoya.engine.store import Shape, Store
+from terakoya.model.model import Model
 
 TRIED = (1, 16, 32, 64)
 LENGTHS = (19, 1, 7, 30, 12, 2)
 
 
-def steady(store: Store, compute: Callable[..., Tensor], vocab: int) -> int | None:
+def steady(model: Model, shapes: dict[int, Shape]) -> int | None:
     """Return the smallest multiple of rows with which company changes no bit; None where none does."""
-    prompts = [[(7 * i + 31 * n + 3) % vocab for i in range(n)] for n in LENGTHS]
-    prompts = [p for p in prompts if len(p) + 2 <= store.longest]
-    for multiple in TRIED:
-        alone = [_read(store, compute, [p], multiple) for p in prompts]
-        for some in (prompts, prompts[::-1], prompts[1:4]):
-            together = _read(store, compute, some, multiple)
-            same = [torch.equal(t, alone[prompts.index(p)][0]) for p, t in zip(some, together, strict=True)]
-            if not all(same):
-                break
-        else:
-            return multiple
-    return None
+    budget = 16 * 1024 * sum(s.bytes for s in shapes.values())
+    device = next(model.parameters()).device
+    store = Store(shapes, budget, sequences=len(LENGTHS), step=sum(LENGTHS), device=device)
+    prompts = [[(7 * i + 31 * n + 3) % model.spec.vocab for i in range(n)] for n in LENGTHS]
+    prompts = [p for p in prompts if len(p) < model.spec.context]
+    return next((m for m in TRIED if _holds(model, store, prompts, m)), None)
 
 
-def _read(store: Store, compute: Callable[..., Tensor], prompts: list[list[int]], multiple: int) -> list[Tensor]:
+def _holds(model: Model, store: Store, prompts: list[list[int]], multiple: int) -> bool:
+    alone = [_read(model, store, [p], multiple)[0] for p in prompts]
+    for order in (list(range(len(prompts))), list(range(len(prompts)))[::-1], [1, 3, 2], [0, 4]):
+        together = _read(model, store, [prompts[i] for i in order], multiple)
+        if not all(torch.equal(t, alone[i]) for i, t in zip(order, together, strict=True)):
+            return False
+    return True
+
+
+def _read(model: Model, store: Store, prompts: list[list[int]], multiple: int) -> list[Tensor]:
     """Read the prompts in one step and a token more in another -> logits after both, per prompt."""
     held = []
     for i, p in enumerate(prompts):
-        new = store.open(p, salt=b"steady%d" % i)
+        new = store.open(p, salt=b"%d" % i)
         assert new is not None
         store.extend(new, len(p) + 1)
         held.append(new)
     ends = torch.tensor([len(p) for p in prompts]).cumsum(0) - 1
-    first = compute([Part(h, 0, len(p)) for h, p in zip(held, prompts, strict=True)], prompts, ends.tolist(), multiple)
+    parts = [Part(h, 0, len(p)) for h, p in zip(held, prompts, strict=True)]
+    first = compute(model, store, parts, prompts, ends.tolist(), multiple)
     parts = [Part(h, len(p), 1) for h, p in zip(held, prompts, strict=True)]
-    second = compute(parts, [[p[0]] for p in prompts], list(range(len(prompts))), multiple)
+    second = compute(model, store, parts, [[p[0]] for p in prompts], list(range(len(prompts))), multiple)
     for h in held:
         store.close(h)
     return [torch.stack(pair) for pair in zip(first, second, strict=True)]

@@ -334,7 +334,7 @@ class Store:
         copies = []
         for i, page in enumerate(pages):
             new = g.pool.take(start + i, held.id)
-            assert new is not None and new == start + i  # noqa: PT018
+            assert new is not None and new == start + i
             for tensors in g.memory.values():
                 for t in tensors:
                     t[g.rows(new)] = t[g.rows(page)]
