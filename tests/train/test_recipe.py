@@ -67,7 +67,7 @@ def test_depth_is_one_dial() -> None:
         resolved = resolve(Recipe(model="smollm2/micro", depth=depth), 300)
         s = resolved.model
         assert isinstance(s, spec.Model)
-        assert (s.depth, s.dim, s.vocab, s.context, resolved.depth) == (depth, 64 * depth, 300, 256, None)
+        assert (s.depth, s.dim, s.vocab, s.context, resolved.depth) == (depth, 64 * depth, 300, Rows().context, None)
         (attention,) = config.select(s.blocks[0], "attention")
         assert spec.head_dim(s, attention) == 64
         build(s, device="meta")
