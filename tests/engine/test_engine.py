@@ -259,7 +259,7 @@ def test_a_step_that_fails_ends_its_requests_and_no_others(problem: BaseExceptio
 
 def test_a_text_that_fails_ends_one_choice(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(model)
-    monkeypatch.setattr(module.sampler, "sample", lambda *_: 1 / 0)
+    monkeypatch.setattr(module.sampler, "draw", lambda *_: 1 / 0)
     assert engine.generate([asked(PROMPT, 8)])[0][0].error.kind == "step"
     monkeypatch.undo()
     assert engine.generate([asked(PROMPT, 8)])[0][0].finish == "length"

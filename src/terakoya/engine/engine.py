@@ -196,12 +196,8 @@ class Engine:
             try:
                 self._advance(group, self._compute([_part(r) for r in group], [_ids(r) for r in group], _picks(group)))
             except Exception as error:  # whatever it was, these requests end and the next one works
-                log.exception("a step failed")
-                kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "step"
-                reason = f"broke off: {type(error).__name__}: {error}"[:300]
                 for row in group:
-                    if row.choice.ending is None:
-                        self._fail(row.choice, EngineError(kind, "engine", reason))
+                    self._broke(row.choice, error)
         self.counts.steps += 1
         self.counts.computed += sum(row.count for row in rows)
 
@@ -209,41 +205,32 @@ class Engine:
         return compute(self.model, self.store, parts, ids, picks, self.multiple or 1)[:, : self.vocab].float()
 
     def _advance(self, rows: list[Row], logits: Tensor) -> None:
-        """Draw for the rows that caught up, and take note of what is computed."""
-        drawing = [row for row in rows if row.caught_up]
-        starts, at = {}, 0
-        for row in drawing:
-            starts[row.choice] = at
-            at += 1 + row.draft
-        firsts = logits[[starts[row.choice] for row in drawing]] if len(drawing) < len(logits) else logits
-        turns = [_turn(row.choice, self.vocab) for row in drawing]
-        drawn = dict(zip((r.choice for r in drawing), sampler.sample(firsts, turns), strict=True))
+        """Draw for the rows that caught up, and take note of what is computed; a row that fails fails alone."""
+        peaks, at = sampler.peaks(logits), 0
         for row in rows:
-            if row.choice in drawn:
-                self._take(row, drawn[row.choice], logits[starts[row.choice] :])
-            else:
-                row.choice.computed = row.start + row.count
-            self._note(row.choice)
+            try:
+                if row.caught_up:
+                    begin, at = at, at + 1 + row.draft
+                    self._take(row, list(zip(logits[begin:at], peaks[begin:at], strict=True)))
+                else:
+                    row.choice.computed = row.start + row.count
+                self._note(row.choice)
+            except Exception as error:
+                self._broke(row.choice, error)
 
-    def _take(self, row: Row, first: sampler.Drawn, logits: Tensor) -> None:
-        """Add the id that was drawn, and the guesses that prove right."""
-        choice, drawn, right = row.choice, first, 0
-        while True:
-            if drawn.id is None:
-                problem = "gives logits that are no numbers" if choice.matcher is None else "can say nothing allowed"
-                kind = "numbers" if choice.matcher is None else "grammar"
-                self._fail(choice, EngineError(kind, "model", problem))
-                return
+    def _take(self, row: Row, places: list[tuple[Tensor, sampler.Peak]]) -> None:
+        """Draw the next id, and go on as long as the guesses prove right."""
+        choice, right = row.choice, 0
+        for logits, peak in places:
+            drawn = sampler.draw(logits, peak, _turn(choice, self.vocab))
             if choice.matcher is not None:
                 choice.matcher.take(drawn.id)
             choice.add(drawn.id, drawn.logprob)
             self.counts.drawn += 1
-            guessed = right < row.draft and choice.draft[right] == drawn.id
-            if not guessed or choice.ending is not None:
+            if choice.ending is not None or right == row.draft or choice.draft[right] != drawn.id:
                 break
             right += 1
-            drawn = sampler.sample(logits[right : right + 1], [_turn(choice, self.vocab)])[0]
-        choice.computed = row.start + 1 + right if row.draft else row.start + row.count
+        choice.computed = row.start + row.count - row.draft + right
         choice.proposed, choice.accepted = choice.proposed + row.draft, choice.accepted + right
         self.counts.proposed, self.counts.accepted = self.counts.proposed + row.draft, self.counts.accepted + right
 
@@ -265,8 +252,15 @@ class Engine:
                 self.scheduler.close(choice, spoilt=choice.error is not None)
                 self.counts.cached += choice.cached
 
-    def _fail(self, choice: Choice, error: EngineError) -> None:
+    def _broke(self, choice: Choice, error: Exception) -> None:
+        """End a choice with the reason, in one line and typed."""
+        if choice.ending is not None:
+            return
         self.counts.failures += 1
+        if not isinstance(error, EngineError):
+            log.error("a request broke off", exc_info=error)
+            kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "step"
+            error = EngineError(kind, "engine", f"broke off: {type(error).__name__}: {error}"[:300])
         choice.end("error", error)
 
     # ---- threads

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from terakoya.engine.request import Logprob, Request
+from terakoya.engine.request import EngineError, Logprob, Request
 from terakoya.engine.sampling import History, Sampling, candidates, penalise, uniform
 
 
@@ -34,33 +34,46 @@ class Row:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one row came to; `id` is None where the logits are no numbers, or nothing is allowed."""
+    """What one row came to."""
 
-    id: int | None
+    id: int
     logprob: Logprob | None = None
+
+
+Peak = tuple[float, int]
 
 
 @torch.inference_mode()
 def sample(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
-    """Draw one id per row: logits (N, V) -> N."""
+    """Draw one id per row: logits (N, V) -> N. Raises EngineError for the first row that cannot be drawn from."""
+    return [draw(x, peak, row) for x, peak, row in zip(logits, peaks(logits), rows, strict=True)]
+
+
+def peaks(logits: Tensor) -> list[Peak]:
+    """Find the highest logit of each row and its id, for all rows at once: (N, V) -> N."""
+    if not len(logits):
+        return []
     best = logits.max(-1)
-    tops, firsts = best.values.tolist(), best.indices.tolist()
-    return [
-        Drawn(None) if not math.isfinite(top) else _one(x, row, first)
-        for x, row, top, first in zip(logits, rows, tops, firsts, strict=True)
-    ]
+    return list(zip(best.values.tolist(), best.indices.tolist(), strict=True))
 
 
-def _one(logits: Tensor, row: Row, first: int) -> Drawn:
+@torch.inference_mode()
+def draw(logits: Tensor, peak: Peak, row: Row) -> Drawn:
+    """Draw the id of one row: logits (V,), and their highest.
+
+    Raises EngineError ("numbers") where the logits are none, ("grammar") where nothing that is allowed has a chance.
+    """
     request, how = row.request, row.request.sampling
+    if not math.isfinite(peak[0]):  # a NaN is the highest of all
+        raise EngineError("numbers", "model", "gives logits that are no numbers")
     banned = {*row.banned, *unlucky(request.bad_words, row.tail)}
     if how.temperature == 0 and not banned and row.allowed is None and not touched(how):
-        return Drawn(first, _told(logits, None, None, first, request))
+        return Drawn(peak[1], _told(logits, None, None, peak[1], request))
     x = penalise(logits, row.history, how, banned)
     if row.allowed is not None:
-        x = x.masked_fill(~row.allowed, -math.inf)
-        if not math.isfinite(float(x.max())):
-            return Drawn(None)
+        x = x.masked_fill(~row.allowed.to(x.device), -math.inf)
+    if (row.allowed is not None or banned) and not math.isfinite(float(x.max())):
+        raise EngineError("grammar", "request", "forbids every token at this place")
     ids, chances = candidates(x, how)
     at = 0 if how.temperature == 0 else _place(chances, uniform(row.seed, row.position, row.choice))
     id = at if ids is None else int(ids[at])
