@@ -104,11 +104,13 @@ def loss_curve(metrics: Path, out: Path, lines: dict[str, float]) -> None:
     axes.plot(steps, [smooth.add(b)[0] for b in bits], color="#1f5fa8", label="training")
     seen = [(r["step"], r["heldout_bits_per_byte"]) for r in rows if "heldout_bits_per_byte" in r]
     axes.plot(*zip(*seen, strict=True), "o-", color="#b5382a", label="held-out")
-    for i, (name, value) in enumerate(lines.items()):
-        axes.axhline(value, color="#666666", linestyle=(":", "--", "-.", (0, (1, 3)))[i % 4], linewidth=1)
-        axes.annotate(f"{name} {value:.2f}", (steps[-1], value), ha="right", va="bottom", fontsize=8, color="#444444")
-    top = max([*lines.values(), bits[0]])
-    axes.set(xlabel="step", ylabel="bits per byte", ylim=(0, min(top, 8.2) * 1.05), xlim=(0, steps[-1]))
+    low, high = min([*lines.values(), *bits]), max(bits)
+    shown = {name: value for name, value in lines.items() if value <= high}  # a line far above would flatten the curve
+    for name, value in shown.items():
+        axes.axhline(value, color="#888888", linestyle=":", linewidth=1)
+        place = {"xy": (1.01, value), "xycoords": ("axes fraction", "data")}
+        axes.annotate(f"{name} {value:.2f}", **place, va="center", fontsize=9, color="#444444")
+    axes.set(xlabel="step", ylabel="bits per byte", ylim=(0.9 * low, 1.02 * high), xlim=(0, steps[-1]))
     axes.legend(loc="upper right", frameon=False)
     with replacing(out) as file:
         figure.savefig(file, format="png", dpi=130)
