@@ -77,6 +77,14 @@ DEEPSEEK = (
         "routed_scaling_factor": 1.5,
     }
 )
+LONG_TABLE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0 + 0.1 * i for i in range(6)],
+    "long_factor": [2.0 + 0.3 * i for i in range(6)],
+    "original_max_position_embeddings": 8,
+}
+LONGROPE = LLAMA | {"original_max_position_embeddings": 8, "rope_parameters": LONG_TABLE}
 
 # name: (model_type, config)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -142,8 +150,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "rope_type": "llama3",
                 "rope_theta": 5e5,
                 "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.5,
+                "high_freq_factor": 3.5,
                 "original_max_position_embeddings": 32,
             }
         },
@@ -164,6 +172,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "rope_type": "yarn",
                 "rope_theta": 1e4,
                 "factor": 4.0,
+                "beta_fast": 24.0,
+                "beta_slow": 2.0,
+                "attention_factor": 1.3,
                 "original_max_position_embeddings": 32,
             }
         },
@@ -181,20 +192,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi-qk-norm": ("phi", LLAMA | {"partial_rotary_factor": 0.5, "qk_layernorm": True}),
     "phi3": ("phi3", LLAMA | {"sliding_window": 6}),
     "phi3-partial": ("phi3", LLAMA | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
-    "phi3-longrope": (
-        "phi3",
-        LLAMA
-        | {
-            "original_max_position_embeddings": 8,
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "rope_theta": 1e4,
-                "short_factor": [1.0 + 0.1 * i for i in range(6)],
-                "long_factor": [2.0 + 0.3 * i for i in range(6)],
-                "original_max_position_embeddings": 8,
-            },
-        },
-    ),
+    "phi3-longrope": ("phi3", LONGROPE),
+    "phi3-longrope-factor": ("phi3", LONGROPE | {"rope_parameters": LONG_TABLE | {"factor": 6.0}}),
+    "phi3-longrope-gain": ("phi3", LONGROPE | {"rope_parameters": LONG_TABLE | {"attention_factor": 1.2}}),
     "qwen2": ("qwen2", LLAMA),
     "qwen2-windows": ("qwen2", LLAMA | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "qwen2-moe": (
@@ -239,7 +239,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nanochat": ("nanochat", LLAMA),
     "deepseek-v2": (
         "deepseek_v2",
-        DEEPSEEK | {"n_shared_experts": 2, "num_experts_per_tok": 2, "topk_method": "group_limited_greedy"},
+        DEEPSEEK
+        | {
+            "attention_bias": True,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 2,
+            "topk_method": "group_limited_greedy",
+        },
     ),
     "deepseek-v2-lite": (
         "deepseek_v2",
@@ -267,10 +273,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Parameters that transformers keeps but a language model does not use.
 # Their angles depend on how long the sequence is by now: keys in memory were turned by others.
-UNCACHED = {"llama-dynamic", "phi3-longrope"}
+UNCACHED = {"llama-dynamic", "phi3-longrope", "phi3-longrope-factor", "phi3-longrope-gain"}
 # transformers takes the longest of the batch for all of it, or (Llama 4) the index in place of the position.
 UNPADDED = {"llama-dynamic", "llama4"}
 SDPA = {"falcon-rw"}  # with "eager" transformers adds ALiBi twice there
+STRANGERS = {"plamo"}  # transformers has no class for it
+SIZES = frozenset(  # keys that every real config.json holds
+    """
+    vocab_size hidden_size d_model n_embd intermediate_size intermediate_size_mlp n_inner ffn_dim ffn_hidden_size dff
+    num_hidden_layers n_layer n_layers num_layers num_attention_heads n_head n_heads num_heads num_key_value_heads
+    num_kv_heads head_dim max_position_embeddings n_positions max_seq_len word_embed_proj_dim rotary_dim
+    layer_types attention_types attention_layers no_rope_layers moe_layers sliding_window attention_chunk_size
+    num_experts num_local_experts n_routed_experts num_experts_per_tok moe_intermediate_size n_shared_experts
+    shared_expert_intermediate_size first_k_dense_replace routed_scaling_factor n_group topk_group
+    kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim query_pre_attn_scalar
+    """.split()  # noqa: SIM905
+)
 FP32_NORMS = 2e-5  # transformers computes norms, rotary tables and softmax in fp32 whatever the model's dtype
 
 

@@ -60,6 +60,14 @@ def test_tensors_without_a_place_are_listed(folder: Path) -> None:
     assert "model.layers.0.extra.weight" in refused(folder)
 
 
+def test_layers_that_guess_ahead_are_told_from_strangers(folder: Path) -> None:
+    """DeepSeek-V3's files hold a layer after the last, and say so in config.json."""
+    save_file(weights(folder) | {"model.layers.4.eh_proj.weight": torch.ones(2)}, folder / "model.safetensors")
+    assert "model.layers.4.eh_proj.weight" in refused(folder)
+    edit(folder, num_nextn_predict_layers=1)
+    assert convert.load(folder).spec.depth == 4
+
+
 def test_wrong_shapes_are_named(folder: Path) -> None:
     held = weights(folder)
     name = next(k for k in held if k.endswith("o_proj.weight"))

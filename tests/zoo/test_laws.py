@@ -155,8 +155,23 @@ def test_what_can_be_written_for_transformers_reads_the_same(name: str) -> None:
         assert spec_of(written, "config.json")[0] == name
 
 
-# What no decoder sets: encoders will; or a file may say it that no family here does.
-UNSET = {"Attention.causal", "LongRope.factor"}
+SCALINGS = (spec.Dynamic(4.0), spec.LongRope((1.0, 1.2, 1.4, 1.6), (2.0, 2.5, 3.0, 3.5), trained=8))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=["dynamic", "longrope"])
+def test_lengths_of_neighbours_do_not_turn_each_other(scaling: spec.Scaling) -> None:
+    """Angles that depend on the length of a sequence depend on no other's in the pack."""
+    s = config.override(tiny("llama"), {"rope.scaling": scaling, "context": 8, "attention.heads": 4})
+    m = initialise(build(s), 0)
+    a, b = text(15, 1), text(6, 2)
+    packed = logits(m, a, b)
+    assert apart(packed[:15], logits(m, a)) < 1e-5
+    assert apart(packed[15:], logits(m, b)) < 1e-5
+    assert apart(logits(m, a)[:6], logits(m, a[:6])) > 1e-4  # the price: a longer text turns its beginning anew
+
+
+# What decoders leave as it is and encoders or encoder–decoders set.
+UNSET = {"Attention.causal", "Buckets.count", "Buckets.furthest"}
 
 
 def test_every_field_is_set_by_some_family() -> None:

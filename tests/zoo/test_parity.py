@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from terakoya.model.context import Memory, Packed
-from terakoya.zoo import convert
-from tests.zoo.reference import CASES, FP32_NORMS, UNCACHED, UNPADDED, attention, pair, prompt
+from terakoya.zoo import convert, lineage
+from tests.zoo.reference import CASES, FP32_NORMS, SIZES, STRANGERS, UNCACHED, UNPADDED, attention, pair, prompt
 
 pytestmark = pytest.mark.parity
 pytest.importorskip("transformers", reason="needs terakoya[reference]")
@@ -112,3 +112,15 @@ def test_our_own_config_reloads_and_transformers_opens_it(name, tmp_path):
     with torch.no_grad():
         want = theirs(x[None]).logits[0]
     assert (logits(ours.model, x) - want).abs().max() <= tolerance(want)
+
+
+NAMED = [f for f in lineage.families().values() if f.model_type and not f.when and f.name not in STRANGERS]
+
+
+@pytest.mark.parametrize("family", NAMED, ids=lambda f: f.name)
+def test_what_a_file_leaves_out_means_what_it_means_to_transformers(family):
+    from transformers import AutoConfig
+
+    full = AutoConfig.for_model(family.model_type).to_dict()
+    sizes = {k: v for k, v in full.items() if k in SIZES or k == "model_type"}
+    assert convert.spec_of(sizes, "config.json") == convert.spec_of(full, "config.json")

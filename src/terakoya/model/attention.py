@@ -84,15 +84,15 @@ class Latent(nn.Module):
         width = s.nope + s.rope
         if s.q_rank:
             self.q_a = nn.Linear(D, s.q_rank, bias=s.bias)
-            self.q_norm = Norm(s.norm, s.q_rank)
+            self.q_norm = Norm(spec.RMSNorm(), s.q_rank)
             self.q_b = nn.Linear(s.q_rank, H * width, bias=False)
         else:
             self.q = nn.Linear(D, H * width, bias=False)
         self.kv_a = nn.Linear(D, s.kv_rank + s.rope, bias=s.bias)
-        self.kv_norm = Norm(s.norm, s.kv_rank)
+        self.kv_norm = Norm(spec.RMSNorm(), s.kv_rank)
         self.kv_b = nn.Linear(s.kv_rank, H * (s.nope + s.value), bias=False)
         self.o = nn.Linear(H * s.value, D, bias=s.bias)
-        scale = width**-0.5 if s.scale is None else s.scale
+        scale = width**-0.5
         yarn = s.position.scaling
         if isinstance(yarn, spec.Yarn) and yarn.mscale_all:  # V3 squares it into the scores
             scale *= mscale(yarn.factor, yarn.mscale_all) ** 2

@@ -235,9 +235,7 @@ class Latent:
     value: int  # head width of values
     q_rank: int | None = None
     position: Rope = field(default_factory=lambda: Rope(interleaved=True))
-    scale: float | None = None
-    norm: Norm = field(default_factory=RMSNorm)
-    bias: bool = False
+    bias: bool = False  # of the projections down and out: a switch of DeepSeek's config.json
 
     def __post_init__(self) -> None:
         _positive(self, "heads", "kv_rank", "nope", "rope", "value", "q_rank")

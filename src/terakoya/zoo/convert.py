@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terakoya.config import select, values
+from terakoya.config import select
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model import spec
 from terakoya.model.build import build, parameters
@@ -64,7 +64,7 @@ def load_folder(path: Path, *, dtype: torch.dtype = torch.float32, device: str =
     name, s = spec_of(config, str(path / "config.json"))
     weights = open_weights(path)
     table = lineage.rules(name)
-    theirs = set(weights.keys())
+    theirs = set(weights.keys()) - _predictors(weights.keys(), config, s)
     s = _settle_tie(s, table, theirs, weights.get)
     model = fill(s, table, theirs, weights.get, str(path), shape=weights.shape, dtype=dtype, device=device)
     tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").is_file() else None
@@ -238,6 +238,14 @@ def _locate(plan: list[Match], theirs: set[str], s: spec.Model) -> tuple[list[Ma
         else:
             missing.append(match.theirs)
     return out, missing, used
+
+
+def _predictors(names: Iterable[str], config: Mapping[str, Any], s: spec.Model) -> set[str]:
+    """Return the weights of DeepSeek-V3's extra layers, which guess the tokens after the next: no part of the model."""
+    if not config.get("num_nextn_predict_layers"):
+        return set()
+    found = {name: re.match(r"model\.layers\.(\d+)\.", name) for name in names}
+    return {name for name, layer in found.items() if layer and int(layer[1]) >= s.depth}
 
 
 def _expert_names(name: str, match: Match, s: spec.Model) -> list[str]:

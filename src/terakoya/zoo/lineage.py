@@ -86,12 +86,12 @@ def base(name: str) -> spec.Model:
     return override(start, f.changes)
 
 
-def keys(name: str) -> dict[str, Key | None]:
+def keys(name: str) -> dict[str, Key]:
     """Return a family's config.json table: its ancestors', its own over it; None takes a key away."""
     f = family(name)
     above = {} if f.fresh or not f.parent else keys(f.parent)
-    table = {k: v for k, v in above.items() if k not in f.keys} | dict(f.keys)  # its own are read last
-    return {k: v for k, v in table.items() if v is not None}
+    kept = {k: v for k, v in above.items() if k not in f.keys}
+    return kept | {k: v for k, v in f.keys.items() if v is not None}  # its own are read last
 
 
 def defaults(name: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ FAMILIES = (
             "num_key_value_heads": Told("latent.heads"),
             "head_dim": Told("latent.rope"),
             "qk_head_dim": Codec(),
-            "rms_norm_eps": Both(("norm.eps", "branch.pre.eps")),  # the norms inside attention keep 1e-6
+            "rms_norm_eps": Both(("norm.eps", "branch.pre.eps")),  # those inside attention keep 1e-6
             "attention_bias": "latent.bias",
             "mlp_bias": Must(False),
             "kv_lora_rank": "latent.kv_rank",

@@ -259,7 +259,7 @@ FAMILIES = (
             "logit_scale": "head.scale",
             "use_qk_norm": Flag("attention.qk_norm", QKNorm(BARE, over="heads"), None),
         },
-        defaults={"tie_word_embeddings": True},
+        defaults={"tie_word_embeddings": True, "rope_theta": 5e5},
         names=QK_NAMES,
     ),
     Family(
@@ -375,6 +375,7 @@ FAMILIES = (
         },
         model_type="glm4",
         architecture="Glm4ForCausalLM",
+        defaults={"rms_norm_eps": 1.5625e-07},
         names=(
             (L + "attn_post.*", H + "post_self_attn_layernorm.*"),
             (L + "mlp_post.*", H + "post_mlp_layernorm.*"),
@@ -512,6 +513,15 @@ FAMILIES = (
             "sliding_window": "window.size",
             "rope_parameters": Rotary(),
             "tie_word_embeddings": "head.tied",
+        },
+        defaults={
+            "rope_theta": 150_000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
         },
         names=(
             ("embed.token.weight", "model.embed_tokens.weight"),

@@ -75,6 +75,7 @@ FAMILIES = (
             "sliding_window": "window.size",
             "use_mrope": Must(False),
         },
+        defaults={"rope_theta": 1e4},
     ),
     Family(
         name="qwen2.5",
@@ -184,7 +185,6 @@ FAMILIES = (
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
         keys={"attention_bias": Both(("attention.bias", "attention.out_bias"))},
-        defaults={"rope_theta": 1e4},
         names=tuple((L + f"attn.{x}_norm.*", H + f"self_attn.{x}_norm.*") for x in "qk"),
     ),
     Family(
@@ -227,6 +227,7 @@ FAMILIES = (
             "moe_intermediate_size": "moe.expert.hidden",
             "norm_topk_prob": "moe.normalize",
         },
+        defaults={"norm_topk_prob": False},
         names=(
             (L + "mlp.router.*", H + "mlp.gate.*"),
             *((L + f"mlp.experts.{x}.*", H + f"mlp.experts.{{e}}.{x}_proj.*") for x in GATED),
