@@ -1,0 +1,114 @@
+/* Attention of a few queries to a span of positions, sixteen at a time: lanes are positions for the scores and
+ * channels for the values, so nothing is added across lanes but the weights. */
+#ifndef TK_ATTEND_H
+#define TK_ATTEND_H
+#include "kernels.h"
+#include "vec.h"
+
+INLINE void scores_of(const int N, const tk_look *a, int32_t block, float (*s)[SPAN], int32_t column) {
+  const float *k = a->k + (int64_t)block * a->key_width * 16;
+  vf sum[TILE];
+  for (int r = 0; r < N; r++) sum[r] = zero();
+  for (int32_t i = 0; i < a->key_width; i++) {
+    vf v = load(k + i * 16);
+    for (int r = 0; r < N; r++) sum[r] = muladd(v, all(a->q[r][i]), sum[r]);
+  }
+  for (int r = 0; r < N; r++) store(s[r] + column, sum[r] * all(a->scale));
+}
+
+INLINE vf rounded_bfloat(vf x) {
+  vi u = (vi)x;
+  return (vf)((u + 0x7fff + (u >> 16 & 1)) & (int32_t)0xffff0000);
+}
+
+/* Add biases, cap, and hide what row r may not see. */
+INLINE vf seen(const tk_look *a, int r, vf s, int32_t first) {
+  const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  vi pos = lanes + first;
+  if (a->alibi == 1) s = s - all(a->slope[r]) * __builtin_convertvector(a->at[r] - pos, vf);
+  if (a->alibi == 2) /* slope and scale are kept apart: the product is rounded before the scale */
+    s = s + rounded_bfloat(all(a->slope[r]) * rounded_bfloat(__builtin_convertvector(pos, vf))) * all(a->bias[r][0]);
+  if (a->distances) {
+    float b[16];
+    for (int i = 0; i < 16; i++) {
+      int32_t gap = a->at[r] - first - i;
+      b[i] = a->bias[r][gap < 0 ? 0 : gap < a->distances ? gap : a->distances - 1];
+    }
+    s = s + load(b);
+  }
+  if (a->cap > 0) s = all(a->cap) * tangent(s / all(a->cap));
+  return pick((pos >= a->low[r]) & (pos < a->high[r]), s, all(-INFINITY));
+}
+
+INLINE void values_of(const int N, const int M, const tk_look *a, float (*p)[SPAN], int32_t count, int32_t column,
+                      float (*out)[SPAN]) {
+  vf sum[TILE][4];
+  const float *v = a->v + (int64_t)a->from * a->value_width + column;
+  for (int r = 0; r < N; r++)
+    for (int j = 0; j < M; j++) sum[r][j] = zero();
+  for (int32_t i = 0; i < count; i++, v += a->value_width)
+    for (int j = 0; j < M; j++) {
+      vf x = load(v + 16 * j);
+      for (int r = 0; r < N; r++) sum[r][j] = muladd(x, all(p[r][i]), sum[r][j]);
+    }
+  for (int r = 0; r < N; r++)
+    for (int j = 0; j < M; j++) store(out[r] + 16 * j, sum[r][j]);
+}
+
+static void join(int32_t width, float *most_, float *weight, float *out, float most2, float weight2,
+                 const float *out2) {
+  if (most2 == -INFINITY) return;
+  float top = *most_ > most2 ? *most_ : most2;
+  vf old = exponential(all(*most_ - top)), new = exponential(all(most2 - top));
+  *most_ = top;
+  *weight = *weight * old[0] + weight2 * new[0];
+  for (int32_t i = 0; i < width; i += 16) store(out + i, load(out + i) * old + load(out2 + i) * new);
+}
+
+INLINE void attend_rows(const int N, tk_look *a) {
+  float s[TILE][SPAN], top[TILE], sum[TILE], part[TILE][SPAN];
+  int32_t count = a->to - a->from, padded = (count + 15) / 16 * 16;
+  for (int32_t i = 0; i < padded; i += 16) scores_of(N, a, (a->from + i) / 16, s, i);
+  for (int r = 0; r < a->rows; r++) {
+    vf m = all(-INFINITY), w = zero();
+    for (int32_t i = 0; i < padded; i += 16) {
+      vf x = seen(a, r, load(s[r] + i), a->from + i);
+      store(s[r] + i, x);
+      m = most(m, x);
+    }
+    top[r] = largest(m);
+    float from = top[r] == -INFINITY ? 0 : top[r];
+    for (int32_t i = 0; i < padded; i += 16) {
+      vf x = exponential(load(s[r] + i) - all(from));
+      store(s[r] + i, x);
+      w = w + x;
+    }
+    sum[r] = total(w);
+  }
+  for (int32_t c = 0; c < a->value_width;) {
+    int32_t left = a->value_width - c, step = N <= 4 && left >= 64 ? 64 : left >= 32 ? 32 : 16;
+    if (step == 64) values_of(N, N <= 4 ? 4 : 1, a, s, count, c, part);
+    else if (step == 32) values_of(N, 2, a, s, count, c, part);
+    else values_of(N, 1, a, s, count, c, part);
+    for (int r = 0; r < a->rows; r++) {
+      float m = a->most[r], w = a->weight[r]; /* the same for every slice of the values; kept after the last */
+      join(step, &m, &w, a->out[r] + c, top[r], sum[r], part[r]);
+      if (c + step >= a->value_width) a->most[r] = m, a->weight[r] = w;
+    }
+    c += step;
+  }
+}
+
+/* Sizes 5 to 7 repeat their first row up to 8. */
+static void attend(tk_look *a) {
+  for (int r = a->rows; r < TILE; r++) a->q[r] = a->q[0];
+  switch (a->rows) {
+    case 1: attend_rows(1, a); return;
+    case 2: attend_rows(2, a); return;
+    case 3: attend_rows(3, a); return;
+    case 4: attend_rows(4, a); return;
+    default: 
+      attend_rows(8, a);
+  }
+}
+#endif

@@ -1,0 +1,40 @@
+/* What each instruction set implements: one table of functions per compilation of kernels.c. */
+#ifndef TK_KERNELS_H
+#define TK_KERNELS_H
+#include "terakoya.h"
+
+enum { TILE = 8, SPAN = 128 }; /* rows taken together; positions whose attention is one partial result */
+
+/* One line of input: floats, or int8 with one scale a group, and scale * sum. */
+typedef struct {
+  const float *x;
+  const int8_t *q;
+  const float *scale, *sum;
+} tk_input;
+
+/* Attention of up to TILE queries of one key head to positions [from, to), joined with what they saw before. */
+typedef struct {
+  const float *k, *v; /* k (room / 16, K, 16), v (room, V): V a multiple of 16 */
+  int32_t from, to, key_width, value_width, rows, alibi, distances;
+  float scale, cap;
+  const float *q[TILE], *bias[TILE];
+  float slope[TILE];
+  int32_t at[TILE], low[TILE], high[TILE]; /* own position; sees [low, high) */
+  float most[TILE], weight[TILE];          /* largest score, sum of weights */
+  float *out[TILE];                        /* weighted sum of values (V) */
+} tk_look;
+
+typedef struct {
+  const char *name;
+  void (*quantise)(const float *x, int32_t k, int32_t first, int32_t last, int8_t *q, float *scale, float *sum);
+  void (*dot[3])(const void *block, int32_t k, int32_t rows, tk_input *in, float (*out)[16]);
+  void (*norm)(float *y, const float *x, int32_t k, int32_t kind, float eps, const float *weight, const float *bias);
+  void (*act)(float *y, const float *gate, const float *up, int32_t k, int32_t act);
+  void (*cap)(float *y, int32_t k, float scale, float limit);
+  void (*attend)(tk_look *look);
+  void (*join)(int32_t width, float *most, float *weight, float *out, float most2, float weight2, const float *out2);
+  double (*read)(const void *data, int64_t bytes);
+} tk_kernels;
+
+extern const tk_kernels tk_portable, tk_avx2, tk_avx512, tk_vnni;
+#endif

@@ -1,0 +1,83 @@
+/* Linear layers, dense and by expert: inputs to int8, then blocks of 16 output rows taken in turn by the threads. */
+#include <string.h>
+
+#include "program.h"
+
+/* Bytes of one packed block. */
+static int64_t block_bytes(int32_t format, int32_t k) {
+  int64_t g = (k + 31) / 32;
+  if (format == TK_F32) return (int64_t)k * 64;
+  return format == TK_Q4 ? g * 320 : (g * 32 + 63) / 64 * 64 + g * 512;
+}
+
+int64_t tk_packed_bytes(int32_t format, int32_t n, int32_t k) { return (n + 15) / 16 * block_bytes(format, k); }
+
+static void quantise_rows(prog *p, const tk_instruction *i, int32_t t, int32_t rows) {
+  int32_t g = (i->k + 31) / 32, a, b;
+  my_part(p, t, rows * g, &a, &b);
+  while (a < b) {
+    int32_t row = a / g, first = a % g, last = least_of(g, first + b - a);
+    size_t base = (size_t)row * g;
+    p->kernels->quantise(at(p, i->src, row, i->src_at), i->k, first, last, p->q + base * 32, p->scale + base,
+                         p->sum + base);
+    a += last - first;
+  }
+}
+
+static tk_input input_of(const prog *p, const tk_instruction *i, int32_t row) {
+  size_t base = (size_t)row * ((i->k + 31) / 32);
+  return (tk_input){at(p, i->src, row, i->src_at), p->q + base * 32, p->scale + base, p->sum + base};
+}
+
+/* y (count): what the instruction does with sums `a`. */
+static void finish(const prog *p, const tk_instruction *i, float *y, const float *a, const float *bias, int32_t count) {
+  float v[16];
+  for (int32_t n = 0; n < count; n++) v[n] = (a[n] + (bias ? bias[n] : 0.0f)) * i->scale;
+  if (i->flags & 2) p->kernels->act(v, v, NULL, count, i->act);
+  if (i->flags & 1)
+    for (int32_t n = 0; n < count; n++) y[n] += v[n];
+  else
+    memcpy(y, v, (size_t)count * 4);
+}
+
+/* Rows `row[0..rows)` (NULL: 0, 1, …) through output block `b` of one weight. */
+static void block(prog *p, const tk_instruction *i, const void *weight, const float *bias, int32_t b, int32_t rows,
+                  const int32_t *row, int32_t per_source) {
+  const char *w = (const char *)weight + b * block_bytes(i->format, i->k);
+  int32_t depth = i->format == TK_F32 ? i->k : (i->k + 31) / 32, count = least_of(16, i->n - b * 16);
+  tk_input in[TILE];
+  float out[TILE][16];
+  for (int32_t r = 0; r < rows; r += TILE) {
+    int32_t here = least_of(TILE, rows - r);
+    for (int32_t j = 0; j < here; j++) in[j] = input_of(p, i, (row ? row[r + j] : r + j) / per_source);
+    p->kernels->dot[i->format](w, depth, here, in, out);
+    for (int32_t j = 0; j < here; j++)
+      finish(p, i, at(p, i->dst, row ? row[r + j] : r + j, i->dst_at + b * 16), out[j], bias ? bias + b * 16 : NULL,
+             count);
+  }
+}
+
+void tk_linear(prog *p, const tk_instruction *i, int32_t t, atomic_int *next) {
+  int32_t rows = rows_of(p, i->rows), blocks = (i->n + 15) / 16, step = most_of(1, blocks / (p->threads * 8));
+  if (i->format != TK_F32) {
+    quantise_rows(p, i, t, rows);
+    meet(p);
+  }
+  for (int32_t b; (b = atomic_fetch_add_explicit(next, step, memory_order_relaxed)) < blocks;)
+    for (int32_t end = least_of(blocks, b + step); b < end; b++) block(p, i, i->weight, i->bias, b, rows, NULL, 1);
+}
+
+/* The weights of the experts stand one after the other. */
+void tk_experts(prog *p, const tk_instruction *i, int32_t t, atomic_int *next) {
+  int32_t per_source = i->flags & 4 ? p->choices : 1, blocks = (i->n + 15) / 16;
+  int64_t bytes = tk_packed_bytes(i->format, i->n, i->k);
+  if (i->format != TK_F32) {
+    quantise_rows(p, i, t, p->rows * p->choices / per_source);
+    meet(p);
+  }
+  for (int32_t u; (u = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < blocks * p->experts;) {
+    int32_t e = u / blocks, first = p->first[e], count = p->first[e + 1] - first;
+    const float *bias = i->bias ? (const float *)i->bias + (int64_t)e * i->n : NULL;
+    if (count) block(p, i, (const char *)i->weight + e * bytes, bias, u % blocks, count, p->member + first, per_source);
+  }
+}
