@@ -258,7 +258,10 @@ class Trainer(Loop):
         weights = checkpoint.tensors("model/model")
         spec_ = self.model.spec
         rules = lineage.rules(self.recipe.family)
-        filled = convert.fill(spec_, rules, set(weights), weights.__getitem__, str(checkpoint.path), device="cpu")
+        filled = convert.fill(
+            spec_, rules, set(weights), weights.__getitem__, str(checkpoint.path),
+            shape=lambda name: tuple(weights[name].shape),
+        )  # fmt: skip
         self.model.load_state_dict(filled.state_dict())
         self.optimizer.load(checkpoint.tensors("optimizer"))
         self.start = checkpoint.step
