@@ -1,0 +1,96 @@
+"""terakoya tune."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from terakoya import device
+from terakoya.cli import show as screen
+from terakoya.cli.folder import kept_if_whole
+from terakoya.errors import TerakoyaError, nearest
+from terakoya.models import open_model
+from terakoya.train.run import Run
+from terakoya.tune import adapters, recipe
+from terakoya.tune.recipe import Tune
+from terakoya.tune.run import Tuner, prepare
+
+RECIPES = Path("recipes")
+
+
+def tune(args: argparse.Namespace) -> None:
+    """Tune a model by the recipe, or go on from where the run stands; then compare before and after."""
+    asked, folder = _asked(args.recipe, args.overrides)
+    folder = Path(args.run) if args.run else folder or Path("runs") / Path(args.recipe).stem
+    tuner = start(folder, asked)
+    _introduce(tuner)
+    before = tuner.before()
+    peak = device.measured_peak(tuner.place)
+    with screen.progress(tuner.steps, tuner.start, peak) as watch:
+        done = tuner.train(watch)
+    if tuner.skipped:
+        screen.console.print(f"{tuner.skipped} steps were skipped: loss or gradient not finite")
+    if not done:
+        screen.console.print(f"stopped; continue with: terakoya tune {folder}", markup=False)
+        return
+    compare(before, tuner.after())
+    screen.console.print(f"everything is in {folder}; talk to it: terakoya chat {folder}", markup=False)
+
+
+def start(folder: Path, asked: Tune) -> Tuner:
+    """Open the model and the examples; a folder begun here goes away again where the recipe is at fault."""
+    device.choose(asked.device, asked.precision)
+    with kept_if_whole(folder):
+        run = Run.create(folder, asked)
+        return prepare(run, asked, open_model(asked.model))
+
+
+def _introduce(tuner: Tuner) -> None:
+    for note in tuner.work.notes:
+        screen.console.print(note, markup=False)
+    learns = sum(p.numel() for p in adapters.trained(tuner.model).values())
+    whole = sum(p.numel() for p in tuner.model.parameters())
+    screen.console.print(
+        f"model: {tuner.recipe.model}, {whole / 1e6:.1f} M parameters, {learns / 1e6:.2f} M of them learn; "
+        f"{tuner.steps:,} steps ({tuner.steps / tuner.work.steps_per_epoch:.1f} epochs); "
+        f"{tuner.place.name} {tuner.place.precision}",
+        markup=False,
+    )
+    if tuner.start:
+        screen.console.print(f"resumed at step {tuner.start:,}")
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Print scores and answers, before and after."""
+    rows = [[name, f"{value:.4f}", f"{after['scores'][name]:.4f}"] for name, value in before["scores"].items()]
+    if before["answers"]:
+        rows.append(["Japanese characters in answers", *(f"{_share(side):.0%}" for side in (before, after))])
+    screen.table("before and after", ["", "before", "after"], rows)
+    if (kl := after.get("merge_divergence")) is not None:
+        screen.console.print(f"merging the adapter moves the model by {kl:.1e} nats a token (KL)")
+    for old, new in zip(before["answers"], after["answers"], strict=True):
+        for mark, text in (("?", old["prompt"]), ("before", old["answer"]), ("after", new["answer"])):
+            screen.console.print(f"{mark:>6}: {' '.join(text.split())[:300]}", markup=False)
+        screen.console.print()
+
+
+def _share(side: dict[str, Any]) -> float:
+    return sum(a["japanese"] for a in side["answers"]) / len(side["answers"])
+
+
+def _asked(name: str, overrides: list[str]) -> tuple[Tune, Path | None]:
+    """Read a recipe by file, by name, or from a run's folder (then the folder is returned too)."""
+    path = Path(name)
+    if (path / "recipe.toml").is_file():
+        return recipe.load(path / "recipe.toml", overrides), path
+    if path.suffix == ".toml" or path.is_file():
+        return recipe.load(path, overrides), None
+    known = {p.stem: p for p in sorted(RECIPES.glob("tune-*.toml"))}
+    for key in (name, f"tune-{name}"):
+        if key in known:
+            return recipe.load(known[key], overrides), None
+    raise TerakoyaError(
+        "recipe", "no such file, run or recipe", given=name, allowed=list(known) or "a .toml file",
+        hint=nearest(name, known),
+    )  # fmt: skip

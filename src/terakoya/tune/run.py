@@ -1,0 +1,206 @@
+"""A tuning run: the same loop, step and folder as pretraining, on a model that exists already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from terakoya import config, device
+from terakoya.data.batch import Batch
+from terakoya.errors import TerakoyaError
+from terakoya.model.model import Model
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.checkpoint import Checkpoint
+from terakoya.train.loop import Loop, flops_per_token
+from terakoya.train.optim import Optimizer
+from terakoya.train.run import Run
+from terakoya.train.step import Objective, Stepped
+from terakoya.train.tensorfile import raw
+from terakoya.tune import adapters, peft
+from terakoya.tune.compare import replies
+from terakoya.tune.merge import divergence, merged
+from terakoya.tune.methods import Sft
+from terakoya.tune.preference import Judgements
+from terakoya.tune.recipe import Budget, Tune
+from terakoya.tune.sft import Lessons
+from terakoya.tune.work import Work
+from terakoya.zoo import convert, lineage
+from terakoya.zoo.convert import Loaded
+
+
+@dataclass(kw_only=True)
+class Tuner(Loop):
+    """Post-training: any method, on a base of which all, some or nothing but adapters learn."""
+
+    recipe: Tune
+    work: Work
+    loaded: Loaded
+    tokenizer: Tokenizer
+    base: str  # fingerprint of the weights it began with
+    _live: bool = field(default=False, repr=False)
+
+    @property
+    def plan(self) -> Tune:
+        return self.recipe
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.budget.counted(self.work.steps_per_epoch)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every weight learns."""
+        return self.recipe.adapter is None
+
+    def batches(self, step: int) -> Sequence[Batch]:
+        batch = self.work.batch(step)
+        return batch.split(min(self.recipe.rows.micro, len(batch.row_ends)))
+
+    def look(self, limit: int | None) -> dict[str, float]:
+        return self.work.look(self.model, self.place.name, limit)
+
+    def row(self, done: int, result: Stepped, micros: Sequence[Batch]) -> dict[str, Any]:
+        said: dict[str, Any] = {"loss": result.loss, "tokens": sum(len(m.tokens) for m in micros)}
+        size = sum(m.bytes for m in micros)
+        return said | ({"bits_per_byte": result.loss * result.weight / math.log(2) / size} if size else {})
+
+    def flops_per_token(self) -> float:
+        full = flops_per_token(self.model.spec, self.recipe.rows.context)
+        return full if self.whole else full * 2 / 3  # frozen weights have no gradient of their own
+
+    def _step(self, forward: Objective, micros: Sequence[Batch], rate: float) -> Stepped:
+        result = super()._step(forward, micros, rate)
+        if not self._live:
+            dead = [n for n, p in adapters.trained(self.model).items() if p.grad is None]
+            if dead:
+                raise TerakoyaError("training", f"{len(dead)} parameters receive no gradient: {', '.join(dead[:4])}")
+            self._live = True
+        share = result.weight or 1.0
+        return replace(result, metrics={k: v / share for k, v in result.metrics.items()})
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Answer the held-out prompts that the recipe shows."""
+        show = self.recipe.show
+        prompts = self.work.prompts[: show.count]
+        return replies(self.model, self.tokenizer, prompts, tokens=show.tokens, template=self.recipe.data.template)
+
+    def measured(self) -> dict[str, Any]:
+        """Everything that is compared before and after."""
+        return {"scores": self.look(None), "answers": self.answers()}
+
+    def before(self) -> dict[str, Any]:
+        """Measure the untouched model once; kept in the run's folder."""
+        return self._once("before.json")
+
+    def after(self) -> dict[str, Any]:
+        """Measure the trained model, and what merging changes."""
+        return self._once("after.json")
+
+    def _once(self, name: str) -> dict[str, Any]:
+        path = self.run.folder / name
+        if not path.exists():
+            seen = self.measured()
+            if name == "after.json" and adapters.names(self.model):
+                seen["merge_divergence"] = divergence(self.model, merged(self.model), self._some())
+            self.run.write_json(name, seen)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _some(self) -> Batch:
+        return self.work.batch(0).to(self.place.name)
+
+    def save(self, done: int) -> Path:
+        """Write a checkpoint: what learns, the optimiser, the adapter in peft's format; at the end a merged model."""
+        tensors = {"optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()}}
+        extra: dict[str, bytes] = {}
+        if not self.whole:
+            tensors["trained"] = {n: p.detach().cpu() for n, p in adapters.trained(self.model).items()}
+        if adapters.names(self.model):
+            said, parts = peft.files(self.model, self.loaded.family, base=self.recipe.model)
+            tensors["adapter/adapter_model"], extra[f"adapter/{peft.CONFIG}"] = parts, said
+        if self.whole or done == self.steps:
+            plain = merged(self.model)
+            family = self.loaded.family
+            tensors["model/model"] = {n: t.contiguous().cpu() for n, t in convert.tensors(plain, family).items()}
+            described = Loaded(plain, self.tokenizer, family, self.loaded.config)
+            extra |= {f"model/{name}": data for name, data in convert.config_files(described).items()}
+            extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
+        meta = {"step": done, "skipped": self.skipped, "data": self.work.fingerprint, "base": self.base}
+        checkpoints = self.run.checkpoints(self.recipe.keep.count)
+        path = checkpoints.save(done, tensors, meta | {"family": self.loaded.family}, extra)
+        checkpoints.prune()
+        return path
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of this run."""
+        for key, own in (("data", self.work.fingerprint), ("base", self.base)):
+            if checkpoint.meta.get(key) != own:
+                what = "other data, or in another order" if key == "data" else "another base model"
+                raise TerakoyaError(str(checkpoint.path), f"was trained on {what}")
+        if self.whole:
+            weights = checkpoint.tensors("model/model")
+            rules = lineage.rules(self.loaded.family)
+            filled = convert.fill(
+                self.model.spec, rules, set(weights), weights.__getitem__, str(checkpoint.path),
+                shape=lambda name: tuple(weights[name].shape),
+            )  # fmt: skip
+            self.model.load_state_dict(filled.state_dict())
+        else:
+            adapters.put(self.model, checkpoint.tensors("trained"), str(checkpoint.path))
+        self.optimizer.load(checkpoint.tensors("optimizer"))
+        self.start = checkpoint.step
+        skipped = checkpoint.meta.get("skipped", 0)
+        self.skipped = skipped if isinstance(skipped, int) else 0
+
+
+def prepare(run: Run, recipe: Tune, loaded: Loaded) -> Tuner:
+    """Put the recipe's method on a model that was just opened, and go on from the run's last checkpoint."""
+    device.keep_memory()
+    place = device.choose(recipe.device, recipe.precision)
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise TerakoyaError(recipe.model, "has no tokenizer")
+    context = loaded.spec.context
+    if recipe.rows.context > context:
+        raise TerakoyaError("rows.context", given=recipe.rows.context, allowed=f"at most the model's {context}")
+    if not run.tokenizer.exists():
+        tokenizer.save(run.tokenizer)
+    model = loaded.model.to(place.name)
+    base = fingerprint(model)
+    adapters.prepare(model, recipe.adapter, seed=recipe.seed)
+    work = made(recipe, model, tokenizer, place.name)
+    optimizer = Optimizer(model, recipe.optim, adapters.gains(model))
+    if not (run.folder / "environment.json").exists():
+        run.write_json("environment.json", device.environment())
+    tuner = Tuner(
+        run=run, model=model, optimizer=optimizer, place=place, objective=work.objective, recipe=recipe, work=work,
+        loaded=loaded, tokenizer=tokenizer, base=base,
+    )  # fmt: skip
+    if not run.resolved.exists():
+        run.write("resolved.toml", config.dump(replace(recipe, budget=Budget(steps=tuner.steps))))
+    if (checkpoint := run.checkpoints(recipe.keep.count).latest()) is not None:
+        tuner.resume(checkpoint)
+    return tuner
+
+
+def made(recipe: Tune, model: Model, tokenizer: Tokenizer, place: str) -> Work:
+    """Read the examples and set up the method."""
+    if isinstance(recipe.method, Sft):
+        return Lessons(recipe, tokenizer)
+    return Judgements(recipe, recipe.method, model, tokenizer, place)
+
+
+@torch.no_grad()
+def fingerprint(model: Model) -> str:
+    """Hash all weights."""
+    made = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        made.update(f"{name} {zlib.crc32(raw(tensor))}\n".encode())
+    return made.hexdigest()

@@ -1,0 +1,81 @@
+"""What a method does in a run: which batch at which step, and how the model does on what it has not seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from terakoya.data.batch import Batch
+from terakoya.data.order import epoch_seed, permute
+from terakoya.errors import TerakoyaError
+from terakoya.model.model import Model
+from terakoya.tokenizer import Message
+from terakoya.train.step import Objective
+from terakoya.tune.recipe import Data
+from terakoya.tune.rows import Row, rows
+
+T = TypeVar("T")
+Prompt = tuple[Message, ...]
+
+
+class Work(Protocol):
+    """One method with its examples."""
+
+    notes: list[str]  # what became of the examples, to be shown before the first step
+    prompts: list[Prompt]  # held-out ones, to answer before and after
+
+    @property
+    def objective(self) -> Objective: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides what comes at which step."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of `step` (from 0), a pure function of it (and, where it samples, of the model)."""
+        ...
+
+    def look(self, model: Model, device: str, limit: int | None) -> dict[str, float]:
+        """Measure on held-out examples, about `limit` bytes of them at most; the first number is the one to show."""
+        ...
+
+
+def read(data: Data) -> Iterable[tuple[str, Row]]:
+    """Yield the rows a recipe asks for."""
+    found = rows(Path(data.source))
+    return found if data.limit is None else islice(found, data.limit)
+
+
+def parted(items: Sequence[T], key: Callable[[T], str], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """Hold out about `share` of the distinct keys; items with one key stay on one side, so no prompt is in both."""
+    marks = [hashlib.blake2b(f"{seed}/{key(item)}".encode(), digest_size=16).digest() for item in items]
+    distinct = sorted(set(marks))
+    if len(distinct) < 2:
+        raise TerakoyaError("data", f"holds {len(distinct)} different prompts; at least 2 are needed, one to hold out")
+    kept = set(distinct[: max(1, round(share * len(distinct)))])
+    return [x for x, m in zip(items, marks) if m not in kept], [x for x, m in zip(items, marks) if m in kept]
+
+
+def dealt(count: int, rows: int, seed: int, step: int) -> list[int]:
+    """Return which of `count` items come at `step`: each once an epoch, in another order every time."""
+    k = step * rows + np.arange(rows, dtype=np.int64)
+    epochs, at = np.divmod(k, count)
+    out = np.empty_like(at)
+    for epoch in np.unique(epochs).tolist():
+        these = epochs == epoch
+        out[these] = permute(at[these], count, epoch_seed(seed, epoch))
+    return out.tolist()
+
+
+def said(messages: Sequence[Message]) -> str:
+    """A key for a prompt: who said what."""
+    return "\x1f".join(f"{m.role}\x1e{m.content}" for m in messages)

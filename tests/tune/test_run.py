@@ -1,0 +1,158 @@
+"""A whole run: begun, killed, gone on with, ended, opened by others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from terakoya.errors import TerakoyaError
+from terakoya.model.context import Packed
+from terakoya.models import open_model
+from terakoya.train.run import Run
+from terakoya.tune import peft
+from terakoya.tune.recipe import Tune, assign
+from terakoya.tune.run import Tuner, prepare
+from tests.tune.tune_fakes import folder, jsonl, lessons, talk, tokenizer
+
+TINY = (
+    "rows.count=4", "rows.context=128", "budget.steps=6", "keep.save=2", "keep.evaluate=2", "data.holdout=0.2",
+    "show.count=2", "show.tokens=6", "device=cpu", "optim.lr=0.01",
+)  # fmt: skip
+METHODS = ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo")
+
+
+def judged(count: int = 16) -> list[dict[str, Any]]:
+    return [
+        {"prompt": talk(f"{i}は？"), "chosen": f"{i}です。", "rejected": f"{i + 1} desu👩🏽‍🏫"} for i in range(count)
+    ]
+
+
+def recipe(path: Path, *changes: str) -> Tune:
+    base = path / "base"
+    if not base.exists():
+        folder(base)
+    rows = judged() if any(c.startswith("method=") and "sft" not in c for c in changes) else lessons()
+    source = jsonl(path / f"rows{len(rows)}.jsonl", rows)
+    return assign(Tune(), [*TINY, f"model={base}", f"data.source={source}", *changes])
+
+
+def tuner(run: Path, asked: Tune) -> Tuner:
+    return prepare(Run.create(run, asked), asked, open_model(asked.model))
+
+
+def finished(run: Path, asked: Tune) -> Path:
+    made = tuner(run, asked)
+    made.before()
+    assert made.train()
+    made.after()
+    return run
+
+
+def files(run: Path) -> dict[str, bytes]:
+    kept = [p for p in run.rglob("*") if p.is_file() and p.name not in ("timing.jsonl", "environment.json")]
+    return {str(p.relative_to(run)): p.read_bytes() for p in kept}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [(f"method={m}",) for m in METHODS]
+    + [("adapter=dora",), ("adapter=ia3",), ("adapter=none",), ("adapter=top", "adapter.layers=1"),
+       ("adapter.init=pissa", "adapter.rank=2"), ("rows.micro=3", "adapter.ratio=16")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_run_stopped_and_resumed_is_the_same_to_the_bit(changes: tuple[str, ...], tmp_path: Path) -> None:
+    asked = recipe(tmp_path, *changes)
+    whole = finished(tmp_path / "whole", asked)
+    part = tmp_path / "part"
+    first = tuner(part, asked)
+    first.before()
+
+    def ask(seen: Any) -> None:
+        if seen.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert not first.train(ask)
+    second = tuner(part, asked)
+    assert second.start == 3
+    second.before()
+    assert second.train()
+    second.after()
+    a, b = files(whole), files(part)
+    assert {n for n in a if n not in b or a[n] != b[n]} <= {n for n in a if n.startswith("steps/step-00000004")}
+    assert a["metrics.jsonl"] == b["metrics.jsonl"]
+    rows = [json.loads(line) for line in a["metrics.jsonl"].decode().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_result_opens_everywhere(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    library = pytest.importorskip("peft")
+    asked = recipe(tmp_path, "adapter.rank=4")
+    run = finished(tmp_path / "run", asked)
+    made = tuner(run, asked)
+    ids = torch.tensor(tokenizer().encode("寺子屋 one two"))
+    want = made.model.head(made.model(ids, Packed([len(ids)]))).detach()
+    mine = open_model(str(run)).model
+    torch.testing.assert_close(mine.head(mine(ids, Packed([len(ids)]))).detach(), want, atol=2e-5, rtol=1e-4)
+    last = Run.open(run).checkpoints().latest()
+    assert last is not None
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(last.path / "model").eval()
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    adapted = library.PeftModel.from_pretrained(base, str(last.path / "adapter")).eval()
+    with torch.no_grad():
+        for model in (theirs, adapted):
+            torch.testing.assert_close(model(ids[None]).logits[0], want, atol=2e-5, rtol=1e-4)
+    again = open_model(asked.model)
+    peft.load(again.model, again.family, last.path / "adapter")
+    torch.testing.assert_close(again.model.head(again.model(ids, Packed([len(ids)]))), want, atol=2e-5, rtol=1e-4)
+
+
+def test_training_lowers_the_loss_and_after_is_told_from_before(tmp_path: Path) -> None:
+    made = tuner(tmp_path / "run", recipe(tmp_path, "budget.steps=30"))
+    before = made.before()
+    assert made.train()
+    after = made.after()
+    assert after["scores"]["heldout_loss"] < 0.8 * before["scores"]["heldout_loss"]
+    assert len(before["answers"]) == len(after["answers"]) == 2
+    assert after["merge_divergence"] < 1e-8
+    assert made.before() == before
+
+
+def test_dpo_raises_the_margin_on_held_out_pairs(tmp_path: Path) -> None:
+    made = tuner(tmp_path / "run", recipe(tmp_path, "method=dpo", "budget.steps=30", "keep.evaluate=10"))
+    before = made.before()["scores"]
+    assert before["heldout_margin"] == pytest.approx(0, abs=1e-4)
+    assert before["heldout_loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert made.train()
+    after = made.after()["scores"]
+    assert after["heldout_margin"] > 1
+    assert after["heldout_accuracy"] > 0.9
+
+
+def test_another_base_or_other_examples_are_refused(tmp_path: Path) -> None:
+    asked = recipe(tmp_path)
+    finished(tmp_path / "run", asked)
+    jsonl(Path(asked.data.source), lessons(25))
+    with pytest.raises(TerakoyaError, match="other data"):
+        tuner(tmp_path / "run", asked)
+    jsonl(Path(asked.data.source), lessons())
+    folder(tmp_path / "base", seed=1)
+    with pytest.raises(TerakoyaError, match="another base"):
+        tuner(tmp_path / "run", asked)
+
+
+def test_recipes_survive_being_written() -> None:
+    from terakoya import config
+
+    for method in METHODS:
+        asked = assign(Tune(), [f"method={method}", "adapter=dora", "budget.steps=3", "data.overlong=drop"])
+        assert config.load(Tune, config.dump(asked)) == asked
+    for wrong in ("method.beta=0", "method=dpoo", "budget.epochs=0", "data.holdout=1", "adapter.rank=0"):
+        with pytest.raises(TerakoyaError, match=wrong.split("=")[0].split(".")[0]):
+            assign(assign(Tune(), ["method=dpo"]), [wrong])
