@@ -63,7 +63,9 @@ class Slot:
 class Native:
     """A lowered model and its threads: `step` feeds tokens of several sequences and returns logits."""
 
-    def __init__(self, s: spec.Model, parameters: Mapping[str, Tensor | Blocks], weights: Weights, threads: int) -> None:
+    def __init__(
+        self, s: spec.Model, parameters: Mapping[str, Tensor | Blocks], weights: Weights, threads: int
+    ) -> None:
         self.spec, self.weights = s, weights
         self.lowered = lower(s, parameters, weights, position)
         self.program = Program(self.lowered.code, threads)
@@ -92,7 +94,9 @@ class Native:
         """Return memory for one sequence."""
         return Slot(self.lowered)
 
-    def step(self, tokens: Sequence[int], slots: Sequence[Slot], counts: Sequence[int], *, every: bool = False) -> Tensor:
+    def step(
+        self, tokens: Sequence[int], slots: Sequence[Slot], counts: Sequence[int], *, every: bool = False
+    ) -> Tensor:
         """Append counts[n] tokens to slots[n] -> (N, V) logits after each one's last, or (T, V) after `every` token."""
         last = None if every else np.cumsum(counts, dtype=np.int32) - 1
         ids = np.asarray(tokens, np.int32)

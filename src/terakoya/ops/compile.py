@@ -19,7 +19,7 @@ from pathlib import Path
 from terakoya.errors import TerakoyaError
 
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-pthread", "-fno-math-errno", "-ftree-vectorize", "-Wno-psabi")
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-pthread", "-fno-math-errno", "-Wno-psabi")
 WIDE = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c")
 X86 = {"avx2": ("-mavx2", "-mfma", "-mf16c"), "avx512": WIDE, "vnni": (*WIDE, "-mavx512vnni")}
 SECONDS = 600  # a compiler that takes longer hangs

@@ -343,12 +343,12 @@ class _Lowering:
         if a.q_rank:
             q = self.buffer("low query", a.q_rank)
             self.linear([f"{owner}.q_a"], src, q)
-            self.norm(a.norm, f"{owner}.q_norm", q, q, a.q_rank)
+            self.norm(spec.RMSNorm(), f"{owner}.q_norm", q, q, a.q_rank)
             self.linear([f"{owner}.q_b"], q, qkv)
         else:
             self.linear([f"{owner}.q"], src, qkv)
         self.linear([f"{owner}.kv_a"], src, kv)
-        self.norm(a.norm, f"{owner}.kv_norm", kv, kv, a.kv_rank)
+        self.norm(spec.RMSNorm(), f"{owner}.kv_norm", kv, kv, a.kv_rank)
         self.linear([f"{owner}.kv_b"], kv, low)
         self.rotate(a.position, a.rope, qkv, a.nope, H, K)
         self.rotate(a.position, a.rope, kv, a.kv_rank, 1, a.rope)
@@ -356,7 +356,7 @@ class _Lowering:
         copy(Op.COPY, dst=qkv, dst_at=H * K, src=low, heads=H, k=a.nope, stride=both, kind=K)
         copy(Op.COPY, dst=qkv, dst_at=H * K + a.nope, src=kv, src_at=a.kv_rank, heads=H, k=a.rope, stride=0, kind=K)
         copy(Op.COPY, dst=qkv, dst_at=2 * H * K, src=low, src_at=a.nope, heads=H, k=V, stride=both, kind=V)
-        scores = K**-0.5 if a.scale is None else a.scale
+        scores = K**-0.5
         yarn = a.position.scaling
         if isinstance(yarn, spec.Yarn) and yarn.mscale_all:
             scores *= self.positions.mscale(yarn.factor, yarn.mscale_all) ** 2
