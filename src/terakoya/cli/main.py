@@ -67,6 +67,25 @@ def _chat(p: argparse.ArgumentParser) -> None:
     _sampling(p)
 
 
+def _serve(p: argparse.ArgumentParser) -> None:
+    p.add_argument("models", nargs="+", metavar="MODEL", help="as for chat; NAME=MODEL gives it a name of its own")
+    p.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    p.add_argument("--port", metavar="N", type=int, default=8484, help="(default 8484; 0: any that is free)")
+    p.add_argument("--api-key-file", metavar="FILE", help="keys that clients must give, one a line")
+    p.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a further name of this server")
+    p.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may ask")
+    p.add_argument("--insecure", action="store_true", help="let others in without a key")
+    p.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    p.add_argument("--keep", metavar="N", type=int, default=0, help="models open at once (default: all)")
+    p.add_argument(
+        "--idle", metavar="MIN", type=float, default=0.0, help="close a model after so long (default: never)"
+    )
+    p.add_argument("--queue", metavar="N", type=int, default=256, help="requests that may wait (default 256)")
+    p.add_argument("--max-tokens", metavar="N", type=int, default=2048, help="of answers, if not asked (default 2048)")
+    p.add_argument("--grace", metavar="S", type=float, default=30.0, help="time to finish after SIGTERM (default 30)")
+    p.add_argument("--deterministic", action="store_true", help="same request, same bits, whatever else runs; slower")
+
+
 def _eval(p: argparse.ArgumentParser) -> None:
     _model(p)
     p.add_argument("--text", metavar="PATH", help="a file or folder (default: the held-out text of a run)")
@@ -142,6 +161,7 @@ VERBS: dict[str, tuple[str, Add]] = {
     "show": ("Print the resolved recipe. 解決済みのレシピを表示する。", _recipe),
     "generate": ("Continue a text. 文章の続きを書く。", _generate),
     "chat": ("Talk to a model in the terminal. 端末でモデルと話す。", _chat),
+    "serve": ("Serve models to OpenAI and Ollama clients, with a page to chat. モデルを配信する。", _serve),
     "eval": ("Perplexity and bits per byte of a text. 困惑度とバイトあたりビット数を測る。", _eval),
     "tokenizer": ("Train, show or measure a tokenizer. トークナイザーを作る・見る・測る。", _tokenizer),
     "data": ("Build token shards; see what a step saw. 学習データを作る・覗く。", _data),

@@ -1,0 +1,68 @@
+"""terakoya serve: models over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+from terakoya.errors import MissingExtra, TerakoyaError
+from terakoya.models import find, open_model
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serve until a signal ends it."""
+    for library in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtra(library, "serve")
+    from terakoya.serve.server import server
+    from terakoya.serve.settings import Limits, Settings
+    from terakoya.serve.shelf import Shelf, named
+
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("terakoya").setLevel(logging.INFO)
+    settings = Settings(
+        host=args.host,
+        port=args.port,
+        keys=keys(args.api_key_file),
+        hosts=tuple(name.lower() for name in args.allow_host),
+        origins=tuple(args.allow_origin),
+        insecure=args.insecure,
+        grace=_positive("--grace", args.grace),
+        limits=Limits(
+            waiting=int(_positive("--queue", args.queue)), answer=int(_positive("--max-tokens", args.max_tokens))
+        ),
+    )
+    openers = named(args.models, lambda name: open_model(name, device=args.device))
+    for model in args.models:
+        find(model.partition("=")[2] or model)
+    shelf = Shelf(openers, settings.limits, most=args.keep, idle=args.idle * 60, deterministic=args.deterministic)
+    made = server(shelf, settings)
+    made.announce = lambda: logging.getLogger("terakoya.serve").info(
+        "%s · page at / · OpenAI at /v1 · Ollama at /api · schema at /docs", made.address
+    )
+    made.run()
+    if not made.started:
+        raise TerakoyaError("--port", "cannot be listened on", given=f"{args.host}:{args.port}")
+
+
+def keys(path: str | None) -> tuple[str, ...]:
+    """Read a file of API keys, one a line; `#` begins a remark. Others must not be able to read it."""
+    if path is None:
+        return ()
+    file = Path(path)
+    if os.name == "posix" and file.stat().st_mode & 0o077:
+        raise TerakoyaError(path, "can be read by others", hint=f"chmod 600 {path}")
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    found = tuple(line for line in lines if line and not line.startswith("#"))
+    if not found:
+        raise TerakoyaError(path, "holds no key", allowed="one key a line")
+    return found
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < 1e9:
+        raise TerakoyaError(name, given=value, allowed="more than 0")
+    return value
