@@ -232,6 +232,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("glm4", LLAMA | {"head_dim": 16, "attention_bias": False}),
     "granite": ("granite", LLAMA | GRANITE),
     "granite-moe": ("granitemoe", LLAMA | GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "ernie4.5": ("ernie4_5", LLAMA | {"head_dim": 16, "use_bias": True}),
     "gpt-oss": (
         "gpt_oss",
         LLAMA | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6},

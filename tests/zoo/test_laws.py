@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,3 +215,13 @@ def nodes(hint: Any, seen: set[type]) -> set[type]:
     for inner in typing.get_args(hint):
         nodes(inner, seen)
     return seen
+
+
+def test_the_worked_example_is_the_real_one() -> None:
+    """docs/adding-a-family.md shows what stands in the code, and its promise of about fifteen lines holds."""
+    root = Path(__file__).resolve().parents[2]
+    shown = (root / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    example = shown.split("```python\n")[1].split("```")[0]
+    code = (root / "src" / "terakoya" / "zoo" / "families" / "others.py").read_text(encoding="utf-8")
+    assert textwrap.indent(example, "    ") in code
+    assert len(example.splitlines()) <= 17

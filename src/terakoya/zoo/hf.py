@@ -14,7 +14,8 @@ from typing import Any
 from terakoya.config import build, dump, hints, load, override, values
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
-from terakoya.zoo.codec import NULL, Changes, Codec, Config, Key, apply, written
+from terakoya.zoo.codec import NULL, Changes, Codec, Config, Key, written
+from terakoya.zoo.layers import apply
 
 DEEPEST = 10_000  # layers
 

@@ -13,13 +13,32 @@ from terakoya.errors import TerakoyaError, nearest
 from terakoya.model import spec
 from terakoya.zoo import history
 from terakoya.zoo.codec import Codec, Key
-from terakoya.zoo.families import deepseek, eleuther, gemma, gpt, llama, mistral, olmo, others, paper, phi, qwen
+from terakoya.zoo.families import (
+    deepseek,
+    eleuther,
+    falcon,
+    gemma,
+    gpt,
+    japanese,
+    layernorm,
+    llama,
+    mistral,
+    olmo,
+    others,
+    paper,
+    phi,
+    qwen,
+    unplaced,
+)
 from terakoya.zoo.families import open as open_models
 from terakoya.zoo.history.aliases import ALIASES
 from terakoya.zoo.names import Rule
 from terakoya.zoo.node import Family, Node
 
-LINES = (gpt, eleuther, open_models, llama, mistral, phi, qwen, gemma, olmo, deepseek, others, paper)
+LINES = (
+    *(gpt, eleuther, open_models, falcon, llama, mistral, phi, qwen, gemma, olmo),
+    *(deepseek, unplaced, layernorm, japanese, others, paper),
+)
 NODES: tuple[Node, ...] = tuple(f for line in LINES for f in line.FAMILIES)
 
 SCALES = {  # any family at a size that trains on a laptop: dim, depth, head width

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from terakoya.model.spec import MLP, Groups, Latent, MoE, RMSNorm, Rope, Yarn, pre
-from terakoya.zoo.codec import Both, Codec, Dense, GroupCount, Maybe, Method, Must, SharedExperts, Told
+from terakoya.zoo.codec import Both, Codec, GroupCount, Maybe, Method, Must, SharedExperts, Told
+from terakoya.zoo.layers import Dense
 from terakoya.zoo.names import Rule
 from terakoya.zoo.node import Family, Note, Size
 

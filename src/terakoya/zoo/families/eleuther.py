@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from terakoya.model.spec import MLP, Attention, Block, Branch, Embed, Full, Head, LayerNorm, Rope, Window, pre
-from terakoya.zoo.codec import Act, Attentions, Both, Hidden, LastLayer, Must, RotaryDim, Times
+from terakoya.zoo.codec import Act, Both, Hidden, Must, RotaryDim, Times
 from terakoya.zoo.families.gpt import size
+from terakoya.zoo.layers import Attentions, LastLayer
 from terakoya.zoo.names import Layout
 from terakoya.zoo.node import Family, Note, Size
 from terakoya.zoo.rotary import Rotary

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from terakoya.model.spec import MLP, Attention, Block, Branch, Full, Linear, QKNorm, RMSNorm, Rope, Window
-from terakoya.zoo.codec import Act, Layers, Maybe, Must, Power
+from terakoya.zoo.codec import Act, Codec, Maybe, Must, Power
 from terakoya.zoo.families.llama import size
+from terakoya.zoo.layers import Layers
 from terakoya.zoo.node import Family, Note, Size
 from terakoya.zoo.rotary import TwoRotaries
 
@@ -105,7 +106,7 @@ FAMILIES = (
         model_type="gemma2",
         architecture="Gemma2ForCausalLM",
         keys={
-            "hidden_act": None,
+            "hidden_act": Codec(),  # files say it; hidden_activation counts
             "layer_types": Layers(KINDS),
             "sliding_window": "window.size",
             "query_pre_attn_scalar": Power("attention.scale", -0.5),

@@ -7,65 +7,26 @@ from typing import Any
 from terakoya.model.spec import (
     MLP,
     Attention,
-    Block,
-    Branch,
-    Chunk,
     Embed,
-    Full,
     Head,
     Llama3,
-    MoE,
-    QKNorm,
     RMSNorm,
     Rope,
-    Temper,
-    Window,
     pre,
 )
 from terakoya.zoo.codec import (
     Act,
     Both,
-    Codec,
-    Dense,
-    Has,
     HeadDim,
     Inner,
     KVHeads,
-    Layers,
     Must,
-    Shared,
-    Still,
-    Turned,
 )
 from terakoya.zoo.names import Layout
 from terakoya.zoo.node import Family, Note, Size
 from terakoya.zoo.rotary import Rotary
 
-L, H, B, P = "layers.{i}.", "model.layers.{i}.", "blk.{i}.", "model.layers.layers.{i}."
-LAYER_TYPES = Layers(
-    {"full_attention": {"attention.reach": Full()}, "sliding_attention": {"attention.reach": Window(4096)}}
-)
-L2 = RMSNorm(1e-5, affine=False)
-LLAMA4_MLP = MLP(16_384, "silu", gated=True)
-LLAMA4_MOE = MoE(
-    MLP(8192, "silu", gated=True),
-    16,
-    1,
-    score="sigmoid",
-    normalize=False,
-    scale_input=True,
-    shared=MLP(8192, "silu", gated=True),
-)
-LLAMA4_TURNS = {"attention.position": Rope(5e5, interleaved=True), "attention.temper": None}
-LLAMA4_LOCAL = Attention(
-    40,
-    kv_heads=8,
-    head_dim=128,
-    position=Rope(5e5, interleaved=True),
-    reach=Chunk(8192),
-    qk_norm=QKNorm(L2, after_rope=True),
-)
-LLAMA4_GLOBAL = Attention(40, kv_heads=8, head_dim=128, temper=Temper(8192, 0.1))
+L, H, B = "layers.{i}.", "model.layers.{i}.", "blk.{i}."
 
 
 def size(
@@ -217,91 +178,6 @@ FAMILIES = (
         sizes={"1.1b": size(1_100_048_384, 2048, 22, 32, 5632, 4)},
     ),
     Family(
-        name="plamo",
-        title="PLaMo",
-        born="2023-09",
-        note=Note(
-            "both branches under one norm; eight query heads share a key head; English and Japanese",
-            "二枝を一つの正規化の下に。クエリ 8 ヘッドがキーを共有。英語と日本語",
-        ),
-        parent="llama",
-        takes=("palm",),
-        paper="https://huggingface.co/pfnet/plamo-13b",
-        licence="Apache-2.0",
-        proof="its attention, tiled key heads included, written out in the tests",
-        changes={
-            "vocab": 50_432,
-            "context": 4096,
-            "dim": 5120,
-            "depth": 40,
-            "blocks": (
-                Block(
-                    (
-                        Branch(
-                            (
-                                Attention(40, kv_heads=5, position=Rope()),
-                                MLP(13_824, "silu", gated=True),
-                            ),
-                            pre=RMSNorm(),
-                        ),
-                    )
-                ),
-            ),
-        },
-        model_type="plamo",
-        architecture="PlamoForCausalLM",
-        keys={
-            "num_key_value_heads": Codec(),
-            "head_dim": None,
-            "attention_bias": None,
-            "mlp_bias": None,
-            "hidden_act": None,
-            "rope_parameters": None,
-            "n_shared_head": Shared(),
-        },
-        names=(
-            ("embed.token.weight", "model.embed_tokens.weight"),
-            ("norm.*", "model.norm.*"),
-            (L + "attn_pre.*", P + "norm.*"),
-            (L + "attn.q.*", P + "self_attn.q_proj.*", Layout(tiled=True)),
-            (L + "attn.o.*", P + "self_attn.o_proj.*", Layout(tiled=True, dim=1)),
-            *((L + f"attn.{x}.*", P + f"self_attn.{x}_proj.*") for x in "kv"),
-            *((L + f"mlp.{x}.*", P + f"mlp.{x}_proj.*") for x in ("gate", "up", "down")),
-        ),
-    ),
-    Family(
-        name="llm-jp",
-        title="LLM-jp",
-        born="2023-10",
-        note=Note(
-            "made in the open in Japan: GPT-2's shape in its first version, LLaMA's since the second",
-            "日本で公開のうちに作られた。初版は GPT-2 の形、第二版から LLaMA の形",
-        ),
-        parent="llama2",
-        paper="LLM-jp 2024, arXiv:2407.03963",
-        licence="Apache-2.0",
-        changes={"vocab": 99_584},
-        sizes={
-            "3-1.8b": size(1_867_614_208, 2048, 24, 16, 7168),
-            "3-3.7b": size(3_782_913_024, 3072, 28, 24, 8192),
-            "3-13b": size(13_707_924_480, 5120, 40, 40, 13824),
-        },
-    ),
-    Family(
-        name="calm2",
-        title="CALM2",
-        born="2023-11",
-        note=Note(
-            "LLaMA with a Japanese vocabulary and 32,768 tokens of context",
-            "日本語の語彙と 32,768 トークンの文脈を持つ LLaMA",
-        ),
-        parent="llama2",
-        paper="https://huggingface.co/cyberagent/calm2-7b",
-        licence="Apache-2.0",
-        changes={"vocab": 65_024, "context": 32_768, "rope.theta": 500_000.0},
-        sizes={"7b": size(7_008_948_224, 4096, 32, 32, 11008)},
-    ),
-    Family(
         name="llama3",
         title="Llama 3",
         born="2024-04",
@@ -344,18 +220,6 @@ FAMILIES = (
         },
     ),
     Family(
-        name="tanuki",
-        title="Tanuki",
-        born="2024-08",
-        note=Note("a Japanese model built by volunteers from nothing", "有志が一から作った日本語モデル"),
-        parent="llama2",
-        takes=("llm-jp",),
-        paper="https://huggingface.co/weblab-GENIAC/Tanuki-8B-dpo-v1.0",
-        licence="Apache-2.0",
-        changes={"vocab": 65_024},
-        sizes={"8b": size(7_512_264_704, 4096, 32, 32, 14_336, 8)},
-    ),
-    Family(
         name="llama3.2",
         title="Llama 3.2",
         born="2024-09",
@@ -370,106 +234,5 @@ FAMILIES = (
             "1b": size(1_235_814_400, 2048, 16, 32, 8192, 8),
             "3b": size(3_212_749_824, 3072, 28, 24, 8192, 8),
         },
-    ),
-    Family(
-        name="llama4",
-        title="Llama 4",
-        born="2025-04",
-        note=Note(
-            "experts beside a shared one; three layers of four see chunks and rotate, one sees all without positions",
-            "共有エキスパートつきの混合。三層は 8192 ごとに区切って回転、四層目は位置なしで全体を見る",
-        ),
-        parent="llama3",
-        takes=("deepseek-v3", "cohere2"),
-        paper="Meta 2025, The Llama 4 herd",
-        licence="Llama 4 Community",
-        changes={
-            "vocab": 202_048,
-            "dim": 5120,
-            "depth": 48,
-            "context": 131_072,
-            "blocks": tuple(
-                pre(RMSNorm(1e-5), attention, LLAMA4_MOE)
-                for attention in (LLAMA4_LOCAL, LLAMA4_LOCAL, LLAMA4_LOCAL, LLAMA4_GLOBAL)
-            ),
-            "norm.eps": 1e-5,
-        },
-        sizes={"scout-text": Size(107_769_861_120)},
-        model_type="llama4_text",
-        architecture="Llama4ForCausalLM",
-        keys={
-            "mlp_bias": None,
-            "intermediate_size_mlp": "mlp.hidden",
-            "intermediate_size": Both(("moe.expert.hidden", "moe.shared.hidden")),
-            "num_local_experts": "moe.count",
-            "num_experts_per_tok": "moe.top_k",
-            "moe_layers": Dense("experts", {"branches.1.mix": (LLAMA4_MLP,)}, {"branches.1.mix": (LLAMA4_MOE,)}),
-            "interleave_moe_layer_step": Codec(),
-            "no_rope_layers": Layers(
-                {1: LLAMA4_TURNS, 0: {"attention.position": None, "attention.qk_norm": None}},
-                period=("no_rope_layer_interval",),
-            ),
-            "layer_types": Layers(
-                {
-                    "chunked_attention": {"attention.reach": Chunk(8192)},
-                    "full_attention": {"attention.reach": Full()},
-                }
-            ),
-            "use_qk_norm": Turned(QKNorm(L2, after_rope=True)),
-            "attn_temperature_tuning": Still(Temper(8192, 0.1)),
-            "floor_scale": "temper.floor",
-            "attn_scale": "temper.scale",
-            "attention_chunk_size": "chunk.size",
-            "rope_parameters": Rotary(),
-        },
-        names=(
-            (L + "mlp.router.*", H + "feed_forward.router.*"),
-            (
-                L + "mlp.experts.(gate,up).weight",
-                H + "feed_forward.experts.gate_up_proj",
-                Layout(transpose=True, dim=1),
-            ),
-            (L + "mlp.experts.down.weight", H + "feed_forward.experts.down_proj", Layout(transpose=True, dim=1)),
-            *((L + f"mlp.shared.{x}.*", H + f"feed_forward.shared_expert.{x}_proj.*") for x in ("gate", "up", "down")),
-            *((L + f"mlp.{x}.*", H + f"feed_forward.{x}_proj.*") for x in ("gate", "up", "down")),
-        ),
-    ),
-    Family(
-        name="smollm3",
-        title="SmolLM3",
-        born="2025-07",
-        note=Note(
-            "every fourth layer has no positions at all; six languages; two ways to answer",
-            "四層に一層は位置をまったく使わない。六言語、考えてからも即座にも答える",
-        ),
-        parent="smollm2",
-        takes=("llama4", "qwen3"),
-        paper="Hugging Face 2025, https://huggingface.co/blog/smollm3",
-        licence="Apache-2.0",
-        changes={
-            "vocab": 128_256,
-            "context": 65_536,
-            "blocks": tuple(
-                pre(RMSNorm(), Attention(16, kv_heads=4, position=rope), MLP(11_008, "silu", gated=True))
-                for rope in (Rope(5e6), Rope(5e6), Rope(5e6), None)
-            ),
-            "norm.eps": 1e-6,
-            "dim": 2048,
-            "depth": 36,
-        },
-        sizes={"3b": Size(3_075_098_624)},
-        model_type="smollm3",
-        architecture="SmolLM3ForCausalLM",
-        keys={
-            "no_rope_layers": Layers(
-                {1: {"attention.position": Rope()}, 0: {"attention.position": None}},
-                period=("no_rope_layer_interval",),
-            ),
-            "layer_types": LAYER_TYPES,
-            "use_sliding_window": Has("window"),
-            "sliding_window": "window.size",
-            "rope_parameters": Rotary(),
-        },
-        defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
     ),
 )

@@ -57,7 +57,7 @@ FAMILIES = (
             "八つのエキスパートから二つずつ。窓はなくなった",
         ),
         parent="mistral",
-        takes=("glam", "switch-transformer"),
+        takes=("glam",),
         paper="Jiang 2024, arXiv:2401.04088",
         licence="Apache-2.0",
         changes={

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from terakoya.model.spec import MLP, Attention, Block, Branch, Full, LayerNorm, MoE, QKNorm, RMSNorm, Rope, Window, pre
-from terakoya.zoo.codec import Layers, Maybe
+from terakoya.zoo.codec import Maybe
 from terakoya.zoo.families.llama import size
+from terakoya.zoo.layers import Layers
 from terakoya.zoo.node import Family, Note, Size
 from terakoya.zoo.rotary import TwoRotaries
 

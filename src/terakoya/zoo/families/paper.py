@@ -98,7 +98,7 @@ FAMILIES = (
             "一層おきに 64 のエキスパートから二つ。重み 1.2 兆、働くのは 970 億",
         ),
         parent="lamda",
-        takes=("gshard",),
+        takes=("transformer",),
         paper="Du 2021, arXiv:2112.06905",
         licence="not released",
         proof="parameter count of the paper",

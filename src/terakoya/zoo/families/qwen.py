@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from terakoya.model.spec import MLP, Full, MoE, QKNorm, RMSNorm, Window
-from terakoya.zoo.codec import Both, Codec, Constant, Dense, Has, Layers, Must
+from terakoya.zoo.codec import Both, Codec, Constant, Has, Must
 from terakoya.zoo.families.llama import size
+from terakoya.zoo.layers import Dense, Layers
 from terakoya.zoo.node import Family, Note, Size
 
 L, H = "layers.{i}.", "model.layers.{i}."
@@ -37,8 +38,8 @@ def tied(*row: int, **more: Any) -> Size:
 FAMILIES = (
     Family(
         name="qwen2",
-        title="Qwen2",
-        born="2024-06",
+        title="Qwen2 (and Qwen1.5)",
+        born="2024-02",
         note=Note(
             "biases on queries, keys and values; a vocabulary of 152k; tied where small",
             "q・k・v にバイアス、語彙は 15.2 万。小さいものは重みを共有",
