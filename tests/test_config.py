@@ -101,6 +101,15 @@ def test_assignments_read_by_type():
     assert config.values(m, "attention.reach.size") == [3, 3]
 
 
+def test_another_kind_on_the_command_line():
+    m = config.assign(Model(8), ["blocks.0.mix.0.reach.kind=full", "blocks.1.mix.0.softcap=2"])
+    assert config.values(m, "attention.softcap") == [None, 2.0]
+    with pytest.raises(TerakoyaError, match=r"reach\.kind: 'wide' .*full, window"):
+        config.assign(Model(8), ["blocks.0.mix.0.reach.kind=wide"])
+    with pytest.raises(TerakoyaError, match=r"reach.* needs size"):
+        config.assign(Model(8), ["blocks.0.mix.0.reach.kind=window"])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -54,9 +54,22 @@ def assign(node: T, assignments: Iterable[str]) -> T:
         path, sep, value = text.partition("=")
         if not sep or not path:
             raise TerakoyaError("override", given=text, allowed="path=value, e.g. model.depth=6")
+        if path.endswith(".kind") and (other := _other_kind(node, path, value)) is not None:
+            node = other
+            continue
         hint = _hint_at(node, path.split("."), path)
         node = _update(node, path.split("."), lambda _, h=hint, v=value, p=path: _from_text(h, v, p), path)
     return node
+
+
+def _other_kind(node: T, path: str, value: str) -> T | None:
+    """Set a union to another member, with that member's defaults: optim.kind=adamw."""
+    keys = path.split(".")[:-1]
+    hint = _hint_at(node, keys, path)
+    members = [a for a in get_args(hint) if dataclasses.is_dataclass(a)]
+    if len(members) < 2:
+        return None
+    return _update(node, keys, lambda _: build(hint, {"kind": value}, ".".join(keys)), path)
 
 
 def diff(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

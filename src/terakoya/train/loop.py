@@ -337,16 +337,17 @@ def evaluate(model: Model, shards: Shards, rows: Any, place: device.Device, limi
 
 
 def flops_per_token(s: spec.Model, context: int) -> float:
-    """Count training FLOPs per token: 6 per weight in a matrix product, plus causal attention at half the square."""
+    """Count training FLOPs per token: 6 per weight at work in a product, and causal attention at half the square."""
     from terakoya.model.build import count
 
-    table = s.vocab * (s.embed.factor or s.dim)
-    lookups = table * (0 if s.head.tied else 1) + (
-        s.context * s.dim if isinstance(s.embed.position, spec.Learned) else 0
-    )
-    attention = sum(
-        12 * a.heads * spec.head_dim(s, a) * context / 2
-        for block in s.layers()
-        for a in config.select(block, "attention")
-    )
-    return 6 * (count(s) - lookups) + attention
+    lookups = 0 if s.head.tied else s.vocab * (s.embed.factor or s.dim)
+    lookups += s.context * s.dim if isinstance(s.embed.position, spec.Learned) else 0
+    attention = idle = 0.0
+    for block in s.layers():
+        for a in config.select(block, "attention"):
+            attention += 12 * a.heads * spec.head_dim(s, a) * context / 2
+        for a in config.select(block, "latent"):
+            attention += 6 * a.heads * (a.nope + a.rope + a.value) * context / 2
+        for m in config.select(block, "moe"):
+            idle += (m.count - m.top_k) * (3 if m.expert.gated else 2) * s.dim * m.expert.hidden
+    return 6 * (count(s) - lookups - idle) + attention
