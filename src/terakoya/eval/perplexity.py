@@ -50,9 +50,10 @@ def score(model: Model, tokenizer: Tokenizer, texts: Iterable[str], *, window: i
         ids = [*prefix, *tokenizer.encode(text), *suffix]
         for begin, end, first in _windows(len(ids), window):
             piece = torch.tensor(ids[begin:end], device=next(model.parameters()).device)
-            logits = model.head(model(piece[:-1], Packed([len(piece) - 1], piece.device)))
-            losses = torch.nn.functional.cross_entropy(logits.float(), piece[1:], reduction="none")
-            nats += losses[first - begin - 1 :].double().sum().item()
+            hidden = model(piece[:-1], Packed([len(piece) - 1], piece.device))[first - begin - 1 :]
+            logits = model.head(hidden)  # of the scored tokens only: with a large vocabulary this is most of the work
+            losses = torch.nn.functional.cross_entropy(logits.float(), piece[first - begin :], reduction="none")
+            nats += losses.double().sum().item()
             tokens += end - first
         size += len(text.encode()) - (0 if prefix else len(tokenizer.token_bytes(ids[0]) if ids else b""))
     if not tokens:
