@@ -63,7 +63,9 @@ MORE: dict[str, spec.Model] = {
         spec.pre(NORM, attention(), replace(EXPERTS, score="sigmoid", choice_bias=True, scale=2.5, router_bias=True))
     ),
     "experts chosen": model_of(
-        spec.pre(NORM, attention(), replace(EXPERTS, score="softmax_topk", normalize=False, shared=MLP, shared_gate=True))
+        spec.pre(
+            NORM, attention(), replace(EXPERTS, score="softmax_topk", normalize=False, shared=MLP, shared_gate=True)
+        )
     ),
     "experts grouped": model_of(
         spec.pre(NORM, attention(), spec.MoE(GATED, 8, 3, groups=spec.Groups(4, 2, "top2"), score="sigmoid"))

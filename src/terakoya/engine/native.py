@@ -39,14 +39,14 @@ class Slot:
         self._lowered = lowered
         self.room = 0
         self.length = 0
-        self.data = np.empty(0, np.float32)
+        self.data = np.empty(0, np.float16 if lowered.half else np.float32)
 
     def reserve(self, need: int) -> None:
         """Make room for `need` positions; what is there stays."""
         if need <= self.room:
             return
         room = max(ROOM, 1 << (need - 1).bit_length())
-        data = np.empty(self._lowered.width * room, np.float32)
+        data = np.empty(self._lowered.width * room, self.data.dtype)
         at = 0
         for heads, key, value in self._lowered.memory:
             for width in (key, value) * heads:
@@ -64,10 +64,10 @@ class Native:
     """A lowered model and its threads: `step` feeds tokens of several sequences and returns logits."""
 
     def __init__(
-        self, s: spec.Model, parameters: Mapping[str, Tensor | Blocks], weights: Weights, threads: int
+        self, s: spec.Model, parameters: Mapping[str, Tensor | Blocks], weights: Weights, threads: int, half: bool
     ) -> None:
         self.spec, self.weights = s, weights
-        self.lowered = lower(s, parameters, weights, position)
+        self.lowered = lower(s, parameters, weights, position, half)
         self.program = Program(self.lowered.code, threads)
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._lock = threading.Lock()
@@ -78,8 +78,11 @@ class Native:
         source: Loaded | tuple[spec.Model, Mapping[str, Tensor | Blocks]],
         weights: Weights | Path = "fp32",
         threads: int | None = None,
+        *,
+        half: bool | None = None,
     ) -> Native:
         """Lower a model; `weights` may be the GGUF file it came from, whose blocks are then taken as they are.
+        Keys and values are remembered in fp16 unless the weights are fp32, or as `half` says.
 
         Raise NotLowered for what has no instruction, NoCompiler where the library cannot be had.
         """
@@ -88,7 +91,8 @@ class Native:
             if isinstance(source, tuple):
                 raise TerakoyaError("weights", "a GGUF file needs the model that was loaded from it", given=weights)
             parameters, weights = dict(parameters) | gguf_blocks(source, weights), "int8"
-        return cls(s, MappingProxyType(dict(parameters)), weights, threads or os.cpu_count() or 1)
+        half = weights != "fp32" if half is None else half
+        return cls(s, MappingProxyType(dict(parameters)), weights, threads or os.cpu_count() or 1, half)
 
     def slot(self) -> Slot:
         """Return memory for one sequence."""

@@ -53,17 +53,24 @@ class Lowered:
     width: int = 0  # floats of memory per position and sequence
     rotary: list[tuple[spec.Rope, int]] = field(default_factory=list)  # tables to pass: (rope, width of a head)
     memory: list[tuple[int, int, int]] = field(default_factory=list)  # a layer's (heads, key width, value width)
+    half: bool = False  # memory of half-precision numbers
 
 
 def lower(
-    s: spec.Model, parameters: Mapping[str, Tensor | Blocks], weights: Weights, positions: Positions
+    s: spec.Model,
+    parameters: Mapping[str, Tensor | Blocks],
+    weights: Weights,
+    positions: Positions,
+    half: bool = False,
 ) -> Lowered:
     """Lower a model: parameters by the names of `model.named_parameters`; raises NotLowered.
 
     fp32: as they are. int8: groups of 32 columns. int4: so too, with the head (and a tied token table) in int8.
-    Blocks of a GGUF file are taken without loss whatever `weights` says.
+    Blocks of a GGUF file are taken without loss whatever `weights` says. `half`: remember keys and values in fp16.
     """
-    return _Lowering(s, parameters, weights, positions).model()
+    lowering = _Lowering(s, parameters, weights, positions)
+    lowering.out.half = half
+    return lowering.model()
 
 
 class _Lowering:
@@ -89,7 +96,7 @@ class _Lowering:
 
     def tensor(self, name: str) -> np.ndarray:
         found = self.parameters[name]
-        assert isinstance(found, Tensor), f"{name} is no matrix"
+        assert not isinstance(found, Blocks), f"{name} is wanted as numbers"
         return found.detach().to("cpu", torch.float32).numpy()
 
     def floats(self, values: np.ndarray) -> int:
@@ -321,7 +328,7 @@ class _Lowering:
 
     def look(
         self, src: int, dst: int, H: int, G: int, key: int, value: int, key_at: int, value_at: int, scale: float,
-        bias: int | None, sinks: int | None, *, causal: bool = True, reach: spec.Reach = spec.Full(),
+        bias: int | None, sinks: int | None, *, causal: bool = True, reach: spec.Reach | None = None,
         **fields: int | float,
     ) -> None:  # fmt: skip
         if not causal:
@@ -329,6 +336,7 @@ class _Lowering:
         self.code.add(
             Op.ATTEND, dst=dst, src=src, heads=H, groups=G, key_width=key, value_width=value, key_at=key_at,
             value_at=value_at, memory_at=self.out.width, scale=scale,
+            format=Format.F16 if self.out.half else Format.F32,
             window=reach.size if isinstance(reach, spec.Window) else 0,
             chunk=reach.size if isinstance(reach, spec.Chunk) else 0,
             places={"bias": bias, "extra": sinks}, **fields,
@@ -451,9 +459,7 @@ def _bucket(s: spec.Buckets) -> np.ndarray:
     return torch.where(gap < near, gap, far.clamp(max=last)).numpy()
 
 
-def dequantised(
-    s: spec.Model, parameters: Mapping[str, Tensor], weights: Weights
-) -> dict[str, Tensor]:
+def dequantised(s: spec.Model, parameters: Mapping[str, Tensor], weights: Weights) -> dict[str, Tensor]:
     """Return the parameters as the packed weights stand for them: the model that quantised programs are held to."""
     out = {name: p.detach().clone() for name, p in parameters.items()}
     if weights == "fp32":
@@ -475,4 +481,3 @@ def _round(w: Tensor, form: Format) -> Tensor:
     packed = np.empty(native.packed_bytes(form, n, k), np.uint8)
     native.pack(w.detach().numpy(), form, packed)
     return torch.from_numpy(native.unpack(packed, form, n, k))
-

@@ -25,7 +25,7 @@ Op = IntEnum(
     "EMBED PLACE NORM LINEAR ROTARY CLIP TEMPER ATTEND GLU ACT ADD COPY TAKE ROUTE SPREAD EXPERTS GATHER GATE LOGITS",
     start=0,
 )
-Format = IntEnum("Format", "F32 Q8 Q4", start=0)
+Format = IntEnum("Format", "F32 Q8 Q4 F16", start=0)  # F16: of memory only
 Rows = IntEnum("Rows", "TOKENS CHOICES OUTPUTS", start=0)
 ACTS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "quick_gelu", "swiglu_clamped", "sigmoid")
 ADD, ACT, BY_TOKEN = 1, 2, 4  # flags of linear layers

@@ -6,23 +6,22 @@
 #include "program.h"
 
 /* A key head's memory: keys (room / 16, K, 16), then values (room, V). */
-static float *keys_of(const tk_instruction *i, const tk_sequence *s, int32_t g) {
+static char *keys_of(const tk_instruction *i, const tk_sequence *s, int32_t g) {
   int64_t width = i->key_width + round16(i->value_width);
-  return s->memory + (int64_t)s->room * (i->memory_at + g * width);
+  return (char *)s->memory + (int64_t)s->room * (i->memory_at + g * width) * (i->format == TK_F16 ? 2 : 4);
 }
-static float *values_of(const tk_instruction *i, const tk_sequence *s, int32_t g) {
-  return keys_of(i, s, g) + (int64_t)s->room * i->key_width;
+static char *values_of(const tk_instruction *i, const tk_sequence *s, int32_t g) {
+  return keys_of(i, s, g) + (int64_t)s->room * i->key_width * (i->format == TK_F16 ? 2 : 4);
 }
 
-static void append(prog *p, const tk_instruction *i, int32_t row, int32_t g) {
+static void append(prog *p, const tk_instruction *i, int32_t row) {
   const tk_sequence *s = p->step->sequence + p->owner[row];
-  int32_t pos = p->position[row], wide = round16(i->value_width);
-  const float *k = at(p, i->src, row, i->key_at + g * i->key_width);
-  float *to = keys_of(i, s, g) + (int64_t)(pos / 16) * i->key_width * 16 + pos % 16;
-  for (int32_t n = 0; n < i->key_width; n++) to[n * 16] = k[n];
-  to = values_of(i, s, g) + (int64_t)pos * wide;
-  memcpy(to, at(p, i->src, row, i->value_at + g * i->value_width), (size_t)i->value_width * 4);
-  memset(to + i->value_width, 0, (size_t)(wide - i->value_width) * 4);
+  int64_t pos = p->position[row], size = i->format == TK_F16 ? 2 : 4;
+  for (int32_t g = 0; g < i->groups; g++)
+    p->kernels->keep(at(p, i->src, row, i->key_at + g * i->key_width), i->key_width,
+                     at(p, i->src, row, i->value_at + g * i->value_width), i->value_width, i->format == TK_F16,
+                     keys_of(i, s, g) + (pos / 16 * i->key_width * 16 + pos % 16) * size,
+                     values_of(i, s, g) + pos * round16(i->value_width) * size);
 }
 
 typedef struct {
@@ -51,6 +50,7 @@ static void fill(prog *p, const tk_instruction *i, const unit *u, float *space, 
   memset(a, 0, sizeof *a);
   a->k = keys_of(i, s, u->group);
   a->v = values_of(i, s, u->group);
+  a->half = i->format == TK_F16;
   a->key_width = i->key_width;
   a->value_width = wide;
   a->scale = i->scale;
@@ -149,8 +149,8 @@ static void walk(prog *p, const tk_instruction *i, int32_t t, int32_t joined) {
 
 void tk_attend(prog *p, const tk_instruction *i, int32_t t) {
   int32_t a, b, split = 0;
-  my_part(p, t, p->rows * i->groups, &a, &b);
-  for (; a < b; a++) append(p, i, a / i->groups, a % i->groups);
+  my_part(p, t, p->rows, &a, &b);
+  for (; a < b; a++) append(p, i, a);
   for (int32_t n = 0; n < p->step->sequences; n++) split |= spans_of(p->step->sequence + n) > 1;
   meet(p);
   walk(p, i, t, 0);

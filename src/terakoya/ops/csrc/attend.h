@@ -5,12 +5,18 @@
 #include "kernels.h"
 #include "vec.h"
 
-INLINE void scores_of(const int N, const tk_look *a, int32_t block, float (*s)[SPAN], int32_t column) {
-  const float *k = a->k + (int64_t)block * a->key_width * 16;
+/* Sixteen numbers of a memory of floats or halves. */
+INLINE vf held(const int half, const void *p, int64_t at) {
+  __builtin_prefetch((const char *)p + at * (half ? 2 : 4) + AHEAD);
+  return half ? halves((const uint16_t *)p + at) : load((const float *)p + at);
+}
+
+INLINE void scores_of(const int N, const int half, const tk_look *a, int32_t block, float (*s)[SPAN], int32_t column) {
+  int64_t k = (int64_t)block * a->key_width * 16;
   vf sum[TILE];
   for (int r = 0; r < N; r++) sum[r] = zero();
   for (int32_t i = 0; i < a->key_width; i++) {
-    vf v = load(k + i * 16);
+    vf v = held(half, a->k, k + i * 16);
     for (int r = 0; r < N; r++) sum[r] = muladd(v, all(a->q[r][i]), sum[r]);
   }
   for (int r = 0; r < N; r++) store(s[r] + column, sum[r] * all(a->scale));
@@ -40,15 +46,15 @@ INLINE vf seen(const tk_look *a, int r, vf s, int32_t first) {
   return pick((pos >= a->low[r]) & (pos < a->high[r]), s, all(-INFINITY));
 }
 
-INLINE void values_of(const int N, const int M, const tk_look *a, float (*p)[SPAN], int32_t count, int32_t column,
+INLINE void values_of(const int N, const int M, const int half, const tk_look *a, float (*p)[SPAN], int32_t count, int32_t column,
                       float (*out)[SPAN]) {
   vf sum[TILE][4];
-  const float *v = a->v + (int64_t)a->from * a->value_width + column;
+  int64_t v = (int64_t)a->from * a->value_width + column;
   for (int r = 0; r < N; r++)
     for (int j = 0; j < M; j++) sum[r][j] = zero();
   for (int32_t i = 0; i < count; i++, v += a->value_width)
     for (int j = 0; j < M; j++) {
-      vf x = load(v + 16 * j);
+      vf x = held(half, a->v, v + 16 * j);
       for (int r = 0; r < N; r++) sum[r][j] = muladd(x, all(p[r][i]), sum[r][j]);
     }
   for (int r = 0; r < N; r++)
@@ -65,10 +71,10 @@ static void join(int32_t width, float *most_, float *weight, float *out, float m
   for (int32_t i = 0; i < width; i += 16) store(out + i, load(out + i) * old + load(out2 + i) * new);
 }
 
-INLINE void attend_rows(const int N, tk_look *a) {
+INLINE void attend_rows(const int N, const int half, tk_look *a) {
   float s[TILE][SPAN], top[TILE], sum[TILE], part[TILE][SPAN];
   int32_t count = a->to - a->from, padded = (count + 15) / 16 * 16;
-  for (int32_t i = 0; i < padded; i += 16) scores_of(N, a, (a->from + i) / 16, s, i);
+  for (int32_t i = 0; i < padded; i += 16) scores_of(N, half, a, (a->from + i) / 16, s, i);
   for (int r = 0; r < a->rows; r++) {
     vf m = all(-INFINITY), w = zero();
     for (int32_t i = 0; i < padded; i += 16) {
@@ -87,9 +93,9 @@ INLINE void attend_rows(const int N, tk_look *a) {
   }
   for (int32_t c = 0; c < a->value_width;) {
     int32_t left = a->value_width - c, step = N <= 4 && left >= 64 ? 64 : left >= 32 ? 32 : 16;
-    if (step == 64) values_of(N, N <= 4 ? 4 : 1, a, s, count, c, part);
-    else if (step == 32) values_of(N, 2, a, s, count, c, part);
-    else values_of(N, 1, a, s, count, c, part);
+    if (step == 64) values_of(N, N <= 4 ? 4 : 1, half, a, s, count, c, part);
+    else if (step == 32) values_of(N, 2, half, a, s, count, c, part);
+    else values_of(N, 1, half, a, s, count, c, part);
     for (int r = 0; r < a->rows; r++) {
       float m = a->most[r], w = a->weight[r]; /* the same for every slice of the values; kept after the last */
       join(step, &m, &w, a->out[r] + c, top[r], sum[r], part[r]);
@@ -99,16 +105,20 @@ INLINE void attend_rows(const int N, tk_look *a) {
   }
 }
 
+INLINE void attend_in(const int half, tk_look *a) {
+  switch (a->rows) {
+    case 1: attend_rows(1, half, a); return;
+    case 2: attend_rows(2, half, a); return;
+    case 3: attend_rows(3, half, a); return;
+    case 4: attend_rows(4, half, a); return;
+    default: attend_rows(8, half, a);
+  }
+}
+
 /* Sizes 5 to 7 repeat their first row up to 8. */
 static void attend(tk_look *a) {
   for (int r = a->rows; r < TILE; r++) a->q[r] = a->q[0];
-  switch (a->rows) {
-    case 1: attend_rows(1, a); return;
-    case 2: attend_rows(2, a); return;
-    case 3: attend_rows(3, a); return;
-    case 4: attend_rows(4, a); return;
-    default: 
-      attend_rows(8, a);
-  }
+  if (a->half) attend_in(1, a);
+  else attend_in(0, a);
 }
 #endif

@@ -19,11 +19,8 @@ static void quantise(const float *x, int32_t k, int32_t first, int32_t last, int
     typedef int8_t v16 __attribute__((vector_size(16), aligned(1), may_alias));
     *(v16 *)(q + g * 32) = __builtin_convertvector(i, v16);
     *(v16 *)(q + g * 32 + 16) = __builtin_convertvector(j, v16);
-    i += j;
-    int32_t all_of_it = 0;
-    for (int n = 0; n < 16; n++) all_of_it += i[n];
     scale[g] = top / 127.0f;
-    sum[g] = scale[g] * (float)all_of_it;
+    sum[g] = scale[g] * (float)total_whole(i + j);
   }
 }
 
@@ -65,6 +62,26 @@ static void norm(float *y, const float *x, int32_t k, int32_t kind, float eps, c
     if (weight) v = v * take(weight + i, k - i);
     if (bias) v = v + take(bias + i, k - i);
     put(y + i, v, k - i);
+  }
+}
+
+/* A key goes to lane `pos % 16` of its block (k, 16), a value to its row, padded with zeros to whole vectors. */
+static void keep(const float *key, int32_t k, const float *value, int32_t v, int32_t half, void *key_to, void *value_to) {
+  float *kf = key_to, *vf_to = value_to;
+  uint16_t *kh = key_to, *vh_to = value_to, t[16];
+  for (int32_t i = 0; i < k; i += 16) {
+    vf x = take(key + i, k - i);
+    int32_t here = k - i < 16 ? k - i : 16;
+    if (half) put_halves(t, x);
+    for (int32_t n = 0; n < here; n++) {
+      if (half) kh[(i + n) * 16] = t[n];
+      else kf[(i + n) * 16] = x[n];
+    }
+  }
+  for (int32_t i = 0; i < v; i += 16) {
+    vf x = take(value + i, v - i);
+    if (half) put_halves(vh_to + i, x);
+    else store(vf_to + i, x);
   }
 }
 
@@ -126,5 +143,5 @@ static double read_all(const void *data, int64_t bytes) {
   return total(a + b + c + d);
 }
 
-const tk_kernels TK_ISA = {TK_NAME, quantise, {linear_f32, linear_q8, linear_q4}, norm, act, cap, attend, join,
+const tk_kernels TK_ISA = {TK_NAME, quantise, {linear_f32, linear_q8, linear_q4}, norm, act, cap, keep, attend, join,
                            read_all};

@@ -14,7 +14,8 @@ typedef struct {
 
 /* Attention of up to TILE queries of one key head to positions [from, to), joined with what they saw before. */
 typedef struct {
-  const float *k, *v; /* k (room / 16, K, 16), v (room, V): V a multiple of 16 */
+  const void *k, *v; /* k (room / 16, K, 16), v (room, V): V a multiple of 16; floats, or halves */
+  int32_t half;
   int32_t from, to, key_width, value_width, rows, alibi, distances;
   float scale, cap;
   const float *q[TILE], *bias[TILE];
@@ -31,6 +32,7 @@ typedef struct {
   void (*norm)(float *y, const float *x, int32_t k, int32_t kind, float eps, const float *weight, const float *bias);
   void (*act)(float *y, const float *gate, const float *up, int32_t k, int32_t act);
   void (*cap)(float *y, int32_t k, float scale, float limit);
+  void (*keep)(const float *key, int32_t k, const float *value, int32_t v, int32_t half, void *key_to, void *value_to);
   void (*attend)(tk_look *look);
   void (*join)(int32_t width, float *most, float *weight, float *out, float most2, float weight2, const float *out2);
   double (*read)(const void *data, int64_t bytes);

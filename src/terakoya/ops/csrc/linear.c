@@ -57,14 +57,18 @@ static void block(prog *p, const tk_instruction *i, const void *weight, const fl
   }
 }
 
+/* Three quarters of the blocks are each thread's own, one stretch of memory; the rest goes to who comes first. */
 void tk_linear(prog *p, const tk_instruction *i, int32_t t, atomic_int *next) {
-  int32_t rows = rows_of(p, i->rows), blocks = (i->n + 15) / 16, step = most_of(1, blocks / (p->threads * 8));
+  int32_t rows = rows_of(p, i->rows), blocks = (i->n + 15) / 16, a, b;
+  int32_t owned = p->threads > 1 ? blocks * 3 / 4 : blocks, step = most_of(1, (blocks - owned) / (p->threads * 2));
   if (i->format != TK_F32) {
     quantise_rows(p, i, t, rows);
     meet(p);
   }
-  for (int32_t b; (b = atomic_fetch_add_explicit(next, step, memory_order_relaxed)) < blocks;)
-    for (int32_t end = least_of(blocks, b + step); b < end; b++) block(p, i, i->weight, i->bias, b, rows, NULL, 1);
+  my_part(p, t, owned, &a, &b);
+  for (; a < b; a++) block(p, i, i->weight, i->bias, a, rows, NULL, 1);
+  while ((a = owned + atomic_fetch_add_explicit(next, step, memory_order_relaxed)) < blocks)
+    for (b = least_of(blocks, a + step); a < b; a++) block(p, i, i->weight, i->bias, a, rows, NULL, 1);
 }
 
 /* The weights of the experts stand one after the other. */

@@ -4,8 +4,6 @@
 #include "kernels.h"
 #include "vec.h"
 
-enum { AHEAD = 2048 }; /* bytes: weights come from memory, and the hardware prefetcher stops at every page */
-
 INLINE void dot_f32(const int N, const float *w, int32_t k, const tk_input *in, float (*out)[16]) {
   vf a[TILE];
   for (int r = 0; r < N; r++) a[r] = zero();

@@ -3,22 +3,7 @@
 #include <string.h>
 
 #include "program.h"
-
-static uint16_t to_half(float f) { /* to nearest, even; too large becomes infinity */
-  uint32_t u, sign;
-  memcpy(&u, &f, 4);
-  sign = u >> 16 & 0x8000;
-  u &= 0x7fffffff;
-  if (u >= 0x47800000) return (uint16_t)(sign | (u > 0x7f800000 ? 0x7e00 : 0x7c00));
-  if (u < 0x38800000) { /* subnormal: let the addition round */
-    float x;
-    memcpy(&x, &u, 4);
-    x += 0.5f;
-    memcpy(&u, &x, 4);
-    return (uint16_t)(sign | (u - 0x3f000000));
-  }
-  return (uint16_t)(sign | ((u + 0xfff + (u >> 13 & 1) - 0x38000000) >> 13));
-}
+#include "vec.h"
 
 static float from_half(uint16_t h) {
   uint32_t u = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
@@ -54,8 +39,8 @@ static void round4(place to, const float *w) {
   float low = w[0], high = w[0];
   uint8_t v[32];
   for (int c = 1; c < 32; c++) low = fminf(low, w[c]), high = fmaxf(high, w[c]);
-  *to.d = to_half((high - low) / 15.0f);
-  *to.m = to_half(low);
+  *to.d = half_of((high - low) / 15.0f);
+  *to.m = half_of(low);
   float d = from_half(*to.d), m = from_half(*to.m), by = d > 0 ? 1.0f / d : 0.0f;
   for (int c = 0; c < 32; c++) v[c] = (uint8_t)fminf(fmaxf(rintf((w[c] - m) * by), 0.0f), 15.0f);
   put4(to, v);
@@ -65,7 +50,7 @@ static void round8(place to, const float *w) {
   float most = 0;
   int8_t v[32];
   for (int c = 0; c < 32; c++) most = fmaxf(most, fabsf(w[c]));
-  *to.d = to_half(most / 127.0f);
+  *to.d = half_of(most / 127.0f);
   float d = from_half(*to.d), by = d > 0 ? 1.0f / d : 0.0f;
   for (int c = 0; c < 32; c++) v[c] = (int8_t)fminf(fmaxf(rintf(w[c] * by), -127.0f), 127.0f);
   put8(to, v);
@@ -106,7 +91,7 @@ void tk_pack_blocks(int32_t type, int32_t n, int32_t k, const uint8_t *from, voi
         continue;
       }
       if (type == 3) memcpy(to.m, from + 2, 2);
-      else *to.m = to_half(-8.0f * from_half(*to.d)); /* exact: a power of two */
+      else *to.m = half_of(-8.0f * from_half(*to.d)); /* exact: a power of two */
       from += type == 3 ? 4 : 2;
       for (int c = 0; c < 16; c++) v[c] = from[c] & 15, v[16 + c] = from[c] >> 4;
       put4(to, v);

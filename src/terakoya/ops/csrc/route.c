@@ -25,7 +25,7 @@ static void keep_groups(const tk_instruction *i, float *choice) {
   int32_t groups = i->kind, size = i->n / groups;
   float value[groups];
   int8_t kept[groups];
-  memset(kept, 0, sizeof kept);
+  for (int32_t g = 0; g < groups; g++) kept[g] = 0;
   for (int32_t g = 0; g < groups; g++) value[g] = worth(choice + g * size, size, i->act);
   for (int32_t k = 0; k < i->group_keep; k++) {
     int32_t g = best(value, groups);

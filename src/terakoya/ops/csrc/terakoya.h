@@ -17,7 +17,7 @@
 #define TERAKOYA_H
 #include <stdint.h>
 
-enum { TK_F32, TK_Q8, TK_Q4 };
+enum { TK_F32, TK_Q8, TK_Q4, TK_F16 }; /* the last of memory only */
 enum { TK_TOKENS, TK_CHOICES, TK_OUTPUTS }; /* what a row of an instruction is */
 enum { TK_GELU, TK_GELU_TANH, TK_RELU, TK_RELU2, TK_SILU, TK_QUICK_GELU, TK_SWIGLU_CLAMPED, TK_SIGMOID };
 
@@ -30,7 +30,8 @@ enum {
   TK_ROTARY,   /* turn `n` channels of each of `heads` heads in place, `stride` apart; kind 1: neighbours are pairs */
   TK_CLIP,     /* dst = clamp(dst, -limit, limit) over k columns */
   TK_TEMPER,   /* dst *= 1 + scale * log(1 + floor((position + 1) / limit)) over k columns */
-  TK_ATTEND,   /* append keys and values (src, at columns key_at, value_at), then dst = attention of queries */
+  TK_ATTEND,   /* append keys and values (src, at columns key_at, value_at), then dst = attention of queries;
+                  format: of the memory, TK_F32 or TK_F16 */
   TK_GLU,      /* dst = act(src[0:k]) * src[k:2k] */
   TK_ACT,      /* dst = act(dst) over k columns */
   TK_ADD,      /* dst += scale * src over k columns */
@@ -53,7 +54,7 @@ typedef struct {
   int32_t groups;             /* attention: key heads */
   int32_t key_at, value_at;   /* attention: columns of src */
   int32_t key_width, value_width;
-  int32_t memory_at;          /* attention: floats per position before this layer's */
+  int32_t memory_at;          /* attention: numbers per position before this layer's */
   int32_t window, chunk;      /* attention: 0: none */
   int32_t distances;          /* attention: entries a head in the table of biases by distance, 0: none */
   int32_t alibi;              /* attention: 1: slopes times distance; 2: by key position, in bfloat16, times eps */
@@ -64,7 +65,7 @@ typedef struct {
 } tk_instruction;
 
 typedef struct {
-  float *memory;              /* keys and values: room * floats-per-position floats */
+  void *memory;               /* keys and values: room * numbers-per-position numbers */
   int32_t room, start, count; /* positions there are (a multiple of 16), filled, new in this step */
 } tk_sequence;
 

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 #endif
 
+enum { AHEAD = 2048 }; /* bytes: weights come from memory, and the hardware prefetcher stops at every page */
 #define INLINE static inline __attribute__((always_inline, unused))
 typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
@@ -30,6 +31,15 @@ INLINE vf muladd(vf a, vf b, vf c) {
 #endif
 }
 
+INLINE int32_t total_whole(vi v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)v);
+#endif
+  int32_t a[16], s = 0;
+  memcpy(a, &v, 64);
+  for (int i = 0; i < 16; i++) s += a[i];
+  return s;
+}
 /* One fixed order of additions, whatever the machine. */
 INLINE float total(vf v) {
   float a[16], s[4];
@@ -38,6 +48,9 @@ INLINE float total(vf v) {
   return (s[0] + s[1]) + (s[2] + s[3]);
 }
 INLINE float largest(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#endif
   float a[16], m;
   memcpy(a, &v, 64);
   m = a[0];
@@ -52,6 +65,31 @@ INLINE vf halves(const uint16_t *p) {
   vi h = __builtin_convertvector(*(const vh *)p, vi);
   vf x = (vf)((h & 0x7fff) << 13) * all(0x1p112f); /* exact, subnormals too; infinity is no scale */
   return (vf)((vi)x | (h & 0x8000) << 16);
+#endif
+}
+
+INLINE uint16_t half_of(float f) { /* to nearest, even; too large becomes infinity */
+  uint32_t u, sign;
+  memcpy(&u, &f, 4);
+  sign = u >> 16 & 0x8000;
+  u &= 0x7fffffff;
+  if (u >= 0x47800000) return (uint16_t)(sign | (u > 0x7f800000 ? 0x7e00 : 0x7c00));
+  if (u < 0x38800000) { /* subnormal: let the addition round */
+    float x;
+    memcpy(&x, &u, 4);
+    x += 0.5f;
+    memcpy(&u, &x, 4);
+    return (uint16_t)(sign | (u - 0x3f000000));
+  }
+  return (uint16_t)(sign | ((u + 0xfff + (u >> 13 & 1) - 0x38000000) >> 13));
+}
+INLINE void put_halves(uint16_t *to, vf v) { /* infinity where too large */
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  for (int i = 0; i < 16; i++) to[i] = (uint16_t)_cvtss_sh(v[i], 0);
+#else
+  for (int i = 0; i < 16; i++) to[i] = half_of(v[i]);
 #endif
 }
 
