@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from terakoya.engine.template import Jinja, encode
-from terakoya.engine.template_parse import TemplateError
+from terakoya.engine.template_cut import TemplateError
 from terakoya.errors import TerakoyaError
 from terakoya.tokenizer import Message, render, train
 from terakoya.tokenizer.templates import TEMPLATES, to_jinja

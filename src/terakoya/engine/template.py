@@ -11,7 +11,8 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from terakoya.engine.template_parse import TemplateError, parse
+from terakoya.engine.template_cut import TemplateError
+from terakoya.engine.template_parse import parse
 from terakoya.engine.template_run import Runner
 from terakoya.engine.template_value import Fuel, Text, size
 from terakoya.tokenizer import Tokenizer

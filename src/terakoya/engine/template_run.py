@@ -7,7 +7,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from terakoya.engine.template_parse import Node, TemplateError
+from terakoya.engine.template_cut import TemplateError
+from terakoya.engine.template_parse import Node
 from terakoya.engine.template_value import Fuel, Text, as_text, is_text, joined, plain, size
 from terakoya.engine.template_words import FILTERS, METHODS, TESTS, Namespace, Undefined, shown
 

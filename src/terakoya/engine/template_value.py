@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from terakoya.engine.template_parse import TemplateError
+from terakoya.engine.template_cut import TemplateError
 
 
 class Fuel:

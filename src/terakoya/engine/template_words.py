@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from terakoya.engine.template_parse import TemplateError
+from terakoya.engine.template_cut import TemplateError
 from terakoya.engine.template_value import (
     Text,
     as_text,
