@@ -120,6 +120,7 @@ def test_logits_equal_those_of_transformers_own_gguf_loader(ours: Loaded, tokeni
     compare(ours, theirs, tokenizer.encode(TEXT))
 
 
+@pytest.mark.timeout(900)  # half a minute of two free cores, much more of busy ones
 def test_greedy_text_is_equal(ours: Loaded, tokenizer: Tokenizer, theirs: Any, folder: Path) -> None:
     from transformers import AutoTokenizer
 
