@@ -16,6 +16,7 @@ from terakoya.model.context import Packed
 from terakoya.models import open_model
 from terakoya.train.run import Run
 from terakoya.tune import peft
+from terakoya.tune.methods import Distil
 from terakoya.tune.recipe import Tune, assign
 from terakoya.tune.run import Tuner, prepare
 from tests.tune.tune_fakes import folder, jsonl, lessons, talk, tokenizer
@@ -24,7 +25,8 @@ TINY = (
     "rows.count=4", "rows.context=128", "budget.steps=6", "keep.save=2", "keep.evaluate=2", "data.holdout=0.2",
     "show.count=2", "show.tokens=6", "device=cpu", "optim.lr=0.01",
 )  # fmt: skip
-METHODS = ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo")
+METHODS = ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo", "reward", "distil", "grpo")
+ON_TEXT = ("method=sft", "method=distil")
 
 
 def judged(count: int = 16) -> list[dict[str, Any]]:
@@ -37,13 +39,19 @@ def recipe(path: Path, *changes: str) -> Tune:
     base = path / "base"
     if not base.exists():
         folder(base)
-    rows = judged() if any(c.startswith("method=") and "sft" not in c for c in changes) else lessons()
+    method = next((c for c in changes if c.startswith("method=")), "method=sft")
+    if method == "method=grpo":
+        changes = (*changes, "data.source=two-digit-addition", "data.limit=40", "method.group=4", "method.tokens=4")
+        changes = (*changes, "method.beta=0.1")
+        return assign(Tune(), [*TINY, f"model={base}", *changes])
+    rows = lessons() if method in ON_TEXT else judged()
     source = jsonl(path / f"rows{len(rows)}.jsonl", rows)
     return assign(Tune(), [*TINY, f"model={base}", f"data.source={source}", *changes])
 
 
 def tuner(run: Path, asked: Tune) -> Tuner:
-    return prepare(Run.create(run, asked), asked, open_model(asked.model))
+    teacher = open_model(asked.model) if isinstance(asked.method, Distil) else None
+    return prepare(Run.create(run, asked), asked, open_model(asked.model), teacher)
 
 
 def finished(run: Path, asked: Tune) -> Path:
@@ -62,8 +70,9 @@ def files(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "changes",
     [(f"method={m}",) for m in METHODS]
+    + [("method=reward", "adapter=none")]
     + [("adapter=dora",), ("adapter=ia3",), ("adapter=none",), ("adapter=top", "adapter.layers=1"),
-       ("adapter.init=pissa", "adapter.rank=2"), ("rows.micro=3", "adapter.ratio=16")],
+       ("adapter.init=pissa", "adapter.rank=2"), ("rows.micro=3", "adapter.ratio=16"), ("quantise=nf4",)],
     ids=" ".join,
 )  # fmt: skip
 def test_a_run_stopped_and_resumed_is_the_same_to_the_bit(changes: tuple[str, ...], tmp_path: Path) -> None:

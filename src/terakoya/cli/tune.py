@@ -13,6 +13,7 @@ from terakoya.errors import TerakoyaError, nearest
 from terakoya.models import open_model
 from terakoya.train.run import Run
 from terakoya.tune import adapters, recipe
+from terakoya.tune.methods import Distil
 from terakoya.tune.recipe import Tune
 from terakoya.tune.run import Tuner, prepare
 
@@ -43,7 +44,8 @@ def start(folder: Path, asked: Tune) -> Tuner:
     device.choose(asked.device, asked.precision)
     with kept_if_whole(folder):
         run = Run.create(folder, asked)
-        return prepare(run, asked, open_model(asked.model))
+        teacher = open_model(asked.method.teacher) if isinstance(asked.method, Distil) else None
+        return prepare(run, asked, open_model(asked.model), teacher)
 
 
 def _introduce(tuner: Tuner) -> None:

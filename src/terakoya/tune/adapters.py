@@ -87,7 +87,7 @@ class LowRank(nn.Module):
     def __init__(self, linear: nn.Linear, plan: Lora, name: str, seed: int) -> None:
         super().__init__()
         self.plan, self.scale = plan, plan.scale
-        like: dict[str, Any] = {"device": linear.weight.device, "dtype": floating(linear)}
+        like: dict[str, Any] = {"device": where(linear), "dtype": floating(linear)}
         self.a0: Tensor | None
         self.b0: Tensor | None
         if plan.init == "pissa":
@@ -146,7 +146,7 @@ class Factors(nn.Module):
         super().__init__()
         self.plan, self.inputs = plan, inputs
         size = linear.in_features if inputs else linear.out_features
-        self.l = nn.Parameter(torch.ones(size, device=linear.weight.device, dtype=floating(linear)))
+        self.l = nn.Parameter(torch.ones(size, device=where(linear), dtype=floating(linear)))
 
     def delta(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
         return F.linear(x * (self.l - 1), dense(linear)) if self.inputs else y * (self.l - 1)
@@ -185,7 +185,13 @@ def dense(linear: nn.Linear) -> Tensor:
 
 
 def floating(linear: nn.Linear) -> torch.dtype:
-    return linear.weight.dtype if linear.weight.dtype.is_floating_point else torch.float32
+    """The type an adapter computes in."""
+    return torch.float32 if hasattr(linear, "dense") else linear.weight.dtype
+
+
+def where(linear: nn.Linear) -> torch.device:
+    """The device a layer lies on."""
+    return next(iter(linear.state_dict().values())).device
 
 
 def _swapped(cls: type[nn.Linear]) -> type[nn.Linear]:

@@ -13,6 +13,7 @@ from terakoya.model.model import Model
 from terakoya.train.objective import context_of
 from terakoya.tune.adapters import Adapted, Decomposed, Factors, LowRank, adapted, dense
 
+PACKED = (".packed", "_scales")  # what a quantised layer keeps instead of its weight
 ROWS = 256  # tokens whose logits are held at once
 
 
@@ -24,7 +25,7 @@ def merged(model: Model) -> Model:
     """
     layers = adapted(model)
     tensors: dict[str, Tensor] = {
-        n: t for n, t in model.state_dict().items() if ".adapters." not in n and not n.endswith((".packed", ".scales"))
+        n: t for n, t in model.state_dict().items() if ".adapters." not in n and not n.endswith(PACKED)
     }
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and (name in layers or hasattr(module, "dense")):

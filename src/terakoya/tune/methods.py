@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from terakoya.errors import TerakoyaError
 
@@ -84,5 +85,51 @@ class Cpo:
         _positive(self, "alpha")
 
 
-Preference = Dpo | Ipo | Kto | Orpo | Simpo | Cpo
-Method = Sft | Preference
+@dataclass(frozen=True)
+class Reward:
+    """Score answers: a head on the last token, the preferred one higher (Bradley & Terry 1952; Ouyang 2022)."""
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Learn the teacher's distribution over its `top` likeliest tokens, kept from one pass (Hinton 2015)."""
+
+    teacher: str = "smollm2-135m-instruct"
+    top: int = 32
+    temperature: float = 1.0
+    share: float = 0.5  # of the teacher; the rest is the text itself
+
+    def __post_init__(self) -> None:
+        _positive(self, "share")
+        if self.top < 1:
+            raise TerakoyaError("method.top", given=self.top, allowed="1 or more")
+        if self.share > 1:
+            raise TerakoyaError("method.share", given=self.share, allowed="0 to 1")
+
+
+@dataclass(frozen=True)
+class Grpo:
+    """Sample answers, check them, and make the better of each group likelier (Shao 2024).
+
+    `baseline = "others"` with `scale = "none"` is RLOO (Ahmadian 2024). `norm` says what the sum over tokens is divided
+    by: each answer's length ("answer", GRPO), all tokens of the step ("tokens", DAPO) or the most there could be
+    ("most", Dr. GRPO). `beta` weighs the KL to the reference; 0 needs none. `clip` bounds the ratio, below and above.
+    """
+
+    group: int = 8
+    tokens: int = 24  # length of an answer at most
+    temperature: float = 1.0
+    baseline: Literal["group", "others"] = "group"
+    scale: Literal["group", "none"] = "group"
+    norm: Literal["answer", "tokens", "most"] = "tokens"
+    beta: float = 0.0
+    clip: tuple[float, float] = (0.2, 0.2)
+
+    def __post_init__(self) -> None:
+        _positive(self, "beta")
+        if self.group < 2 or self.tokens < 1:
+            raise TerakoyaError("method", given=(self.group, self.tokens), allowed="group 2 or more, tokens 1 or more")
+
+
+Preference = Dpo | Ipo | Kto | Orpo | Simpo | Cpo | Reward
+Method = Sft | Preference | Distil | Grpo

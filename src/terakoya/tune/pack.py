@@ -6,6 +6,7 @@ import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,17 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
         if left > lengths[item]:
             insort(spaces, (left - lengths[item], row))
     return rows
+
+
+def dealt(count: int, rows: int, seed: int, step: int) -> list[int]:
+    """Return which of `count` items come at `step`: each once an epoch, in another order every time."""
+    k = step * rows + np.arange(rows, dtype=np.int64)
+    epochs, at = np.divmod(k, count)
+    out = np.empty_like(at)
+    for epoch in np.unique(epochs).tolist():
+        these = epochs == epoch
+        out[these] = permute(at[these], count, epoch_seed(seed, epoch))
+    return out.tolist()
 
 
 class Packer:
@@ -62,13 +74,11 @@ class Packer:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of `step` (from 0)."""
-        k = step * self.rows + np.arange(self.rows, dtype=np.int64)
-        epochs, at = np.divmod(k, len(self.plan))
-        chosen = [
-            int(permute(np.array([i]), len(self.plan), epoch_seed(self.seed, int(e)))[0])
-            for e, i in zip(epochs.tolist(), at.tolist(), strict=True)
-        ]
-        return self._laid([self.plan[row] for row in chosen])
+        return self._laid(self.chosen(step))
+
+    def chosen(self, step: int) -> list[list[int]]:
+        """Return the samples of each row of `step`."""
+        return [self.plan[row] for row in dealt(len(self.plan), self.rows, self.seed, step)]
 
     def evaluate(self) -> Iterator[Batch]:
         """Yield every sample exactly once."""
@@ -95,6 +105,11 @@ def laid(samples: Sequence[Sample], row_ends: tuple[int, ...] = (), row_bytes: t
         row_ends=row_ends,
         row_bytes=row_bytes,
     )
+
+
+def plain(batch: Batch) -> dict[str, Any]:
+    """Return the fields that every batch has, to build a richer one of them."""
+    return {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
 
 
 def _learnt(sample: Sample) -> Iterator[tuple[int, float]]:

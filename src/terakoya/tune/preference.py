@@ -21,12 +21,13 @@ from terakoya.train.objective import Outcome
 from terakoya.train.step import Objective
 from terakoya.tune import adapters
 from terakoya.tune.formats import choices, verdicts
-from terakoya.tune.methods import Cpo, Dpo, Ipo, Kto, Orpo, Preference, Simpo
-from terakoya.tune.pack import laid
+from terakoya.tune.methods import Cpo, Dpo, Ipo, Kto, Orpo, Preference, Reward, Simpo
+from terakoya.tune.pack import dealt, laid, plain
 from terakoya.tune.recipe import Tune
+from terakoya.tune.reward import read_to_the_end, rewards
 from terakoya.tune.samples import Counts, Sample, answer, fitted
 from terakoya.tune.score import sums, token_scores
-from terakoya.tune.work import Prompt, dealt, parted, read, said
+from terakoya.tune.work import Prompt, parted, read, said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,7 @@ class Judged(Batch):
         for part, (first, last) in zip(super().split(n), pairwise(rows * i // n for i in range(n + 1)), strict=True):
             a = starts.index(self.row_ends[first - 1] if first else 0)
             b = starts.index(self.row_ends[last - 1])
-            own = {name: getattr(part, name) for name in Batch.__dataclass_fields__}
-            out.append(Judged(**own, liked=self.liked[a:b], reference=self.reference[a:b], drift=self.drift))
+            out.append(Judged(**plain(part), liked=self.liked[a:b], reference=self.reference[a:b], drift=self.drift))
         return out
 
     def to(self, device: torch.device | str) -> Judged:
@@ -110,6 +110,11 @@ def cpo(p: Pairs, beta: float, alpha: float) -> Tensor:
     return -F.logsigmoid(beta * (p.chosen - p.rejected)) - alpha * p.means[0]
 
 
+def bradley_terry(margin: Tensor) -> Tensor:
+    """-log σ(r₊ - r₋)."""
+    return -F.logsigmoid(margin)
+
+
 def kto(gain: Tensor, liked: Tensor, drift: float, plan: Kto) -> Tensor:
     """w₊ (1 - σ(β (gain - drift))) where liked, w₋ (1 - σ(β (drift - gain))) where not."""
     sign = 2 * liked - 1
@@ -134,8 +139,8 @@ def paired(plan: Preference) -> Callable[[Pairs], Tensor]:
             return lambda p: simpo(p, beta, gamma)
         case Cpo(beta, alpha):
             return lambda p: cpo(p, beta, alpha)
-        case Kto():
-            raise ValueError("KTO has no pairs")
+        case Kto() | Reward():
+            raise ValueError(f"{type(plan).__name__} has no loss of log-probabilities of pairs")
 
 
 def objective(plan: Preference) -> Objective:
@@ -143,6 +148,13 @@ def objective(plan: Preference) -> Objective:
 
     def preferred(model: Model, batch: Batch) -> Outcome:
         assert isinstance(batch, Judged)
+        if isinstance(plan, Reward):
+            better = rewards(model, batch)
+            margin = better[0::2] - better[1::2]
+            seen = margin.detach()
+            return Outcome(
+                bradley_terry(margin).sum(), {"margin": seen.sum().item(), "accuracy": (seen > 0).sum().item()}
+            )
         logp, tokens = sums(token_scores(model, batch), batch)
         gain = (logp - batch.reference).detach()
         if isinstance(plan, Kto):
@@ -169,8 +181,10 @@ class Judgements:
         self.objective: Objective = objective(plan)
         items = list(_items(recipe, tokenizer))
         learn, kept = parted(items, lambda i: said(i[0]), recipe.data.holdout, recipe.seed)
-        self.prompts = list(dict.fromkeys(prompt for prompt, _, _ in kept))
+        speaks = not isinstance(plan, Reward)
+        self.prompts = list(dict.fromkeys(prompt for prompt, _, _ in kept)) if speaks else []
         self.notes: list[str] = []
+        self.stats: dict[str, float] = {}
         self.train, self.heldout = self._fit("training", learn), self._fit("held-out", kept)
         self.references = [self._scored(side) for side in (self.train, self.heldout)]
 
@@ -226,10 +240,8 @@ class Judgements:
     def _judged(self, side: _Side, reference: Sequence[Tensor], rows: Sequence[int]) -> Judged:
         samples = [s for i in rows for s in side[i][0]]
         ends = tuple(accumulate(sum(s.length for s in side[i][0]) for i in rows))
-        plain = laid(samples, ends)
-        own = {name: getattr(plain, name) for name in Batch.__dataclass_fields__}
         liked = torch.tensor([mark for i in rows for mark in side[i][1]])
-        return Judged(**own, liked=liked, reference=torch.cat([reference[i] for i in rows]))
+        return Judged(**plain(laid(samples, ends)), liked=liked, reference=torch.cat([reference[i] for i in rows]))
 
     @torch.no_grad()
     def _scored(self, side: _Side) -> list[Tensor]:
@@ -276,6 +288,8 @@ def _items(recipe: Tune, tokenizer: Tokenizer) -> list[_Item]:
         ]
     for c in choices(read(recipe.data)):
         both = tuple(answer(tokenizer, c.place, c.prompt, text, template) for text in (c.chosen, c.rejected))
+        if isinstance(recipe.method, Reward):
+            both = tuple(read_to_the_end(s) for s in both)
         out.append((c.prompt, both, (1.0, 0.0)))
     return out
 

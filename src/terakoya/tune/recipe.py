@@ -81,6 +81,7 @@ class Tune:
     method: Method = field(default_factory=Sft)
     data: Data = field(default_factory=Data)
     adapter: Adapter | None = field(default_factory=Lora)  # none: every weight learns
+    quantise: Literal["none", "nf4"] = "none"  # how the frozen base is kept
     rows: Rows = field(default_factory=lambda: Rows(count=8, context=512))
     budget: Budget = field(default_factory=lambda: Budget(epochs=1.0))
     optim: Optim = field(default_factory=lambda: AdamW(lr=2e-4, betas=(0.9, 0.999), weight_decay=0.0))

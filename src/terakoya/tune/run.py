@@ -26,10 +26,15 @@ from terakoya.train.step import Objective, Stepped
 from terakoya.train.tensorfile import raw
 from terakoya.tune import adapters, peft
 from terakoya.tune.compare import replies
+from terakoya.tune.distil import Distilled
 from terakoya.tune.merge import divergence, merged
-from terakoya.tune.methods import Sft
+from terakoya.tune.methods import Distil, Grpo, Reward, Sft
 from terakoya.tune.preference import Judgements
+from terakoya.tune.quantised import quantise
 from terakoya.tune.recipe import Budget, Tune
+from terakoya.tune.reinforce import Trials
+from terakoya.tune.reward import NAME as SCORE
+from terakoya.tune.reward import add_head, described
 from terakoya.tune.sft import Lessons
 from terakoya.tune.work import Work
 from terakoya.zoo import convert, lineage
@@ -69,6 +74,7 @@ class Tuner(Loop):
 
     def row(self, done: int, result: Stepped, micros: Sequence[Batch]) -> dict[str, Any]:
         said: dict[str, Any] = {"loss": result.loss, "tokens": sum(len(m.tokens) for m in micros)}
+        said |= self.work.stats
         size = sum(m.bytes for m in micros)
         return said | ({"bits_per_byte": result.loss * result.weight / math.log(2) / size} if size else {})
 
@@ -128,9 +134,13 @@ class Tuner(Loop):
         if self.whole or done == self.steps:
             plain = merged(self.model)
             family = self.loaded.family
-            tensors["model/model"] = {n: t.contiguous().cpu() for n, t in convert.tensors(plain, family).items()}
-            described = Loaded(plain, self.tokenizer, family, self.loaded.config)
-            extra |= {f"model/{name}": data for name, data in convert.config_files(described).items()}
+            weights = {n: t.contiguous().cpu() for n, t in convert.tensors(plain, family).items()}
+            config = convert.config_files(Loaded(plain, self.tokenizer, family, self.loaded.config))
+            if isinstance(self.recipe.method, Reward):
+                weights[SCORE] = self.model.get_parameter(SCORE).detach().cpu()
+                config["config.json"] = described(config["config.json"], self.tokenizer)
+            tensors["model/model"] = weights
+            extra |= {f"model/{name}": data for name, data in config.items()}
             extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
         meta = {"step": done, "skipped": self.skipped, "data": self.work.fingerprint, "base": self.base}
         checkpoints = self.run.checkpoints(self.recipe.keep.count)
@@ -146,12 +156,13 @@ class Tuner(Loop):
                 raise TerakoyaError(str(checkpoint.path), f"was trained on {what}")
         if self.whole:
             weights = checkpoint.tensors("model/model")
+            score = {SCORE: weights.pop(SCORE)} if SCORE in weights else {}
             rules = lineage.rules(self.loaded.family)
             filled = convert.fill(
                 self.model.spec, rules, set(weights), weights.__getitem__, str(checkpoint.path),
                 shape=lambda name: tuple(weights[name].shape),
             )  # fmt: skip
-            self.model.load_state_dict(filled.state_dict())
+            self.model.load_state_dict(filled.state_dict() | score)
         else:
             adapters.put(self.model, checkpoint.tensors("trained"), str(checkpoint.path))
         self.optimizer.load(checkpoint.tensors("optimizer"))
@@ -160,8 +171,11 @@ class Tuner(Loop):
         self.skipped = skipped if isinstance(skipped, int) else 0
 
 
-def prepare(run: Run, recipe: Tune, loaded: Loaded) -> Tuner:
-    """Put the recipe's method on a model that was just opened, and go on from the run's last checkpoint."""
+def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = None) -> Tuner:
+    """Put the recipe's method on a model that was just opened, and go on from the run's last checkpoint.
+
+    `teacher` is the model that the method names, where it names one.
+    """
     device.keep_memory()
     place = device.choose(recipe.device, recipe.precision)
     tokenizer = loaded.tokenizer
@@ -174,8 +188,15 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded) -> Tuner:
         tokenizer.save(run.tokenizer)
     model = loaded.model.to(place.name)
     base = fingerprint(model)
+    if recipe.quantise == "nf4":
+        if not isinstance(recipe.adapter, adapters.Added):
+            raise TerakoyaError("quantise", "a four-bit base cannot learn by itself; it needs an adapter",
+                                allowed=["lora", "dora", "ia3"])  # fmt: skip
+        quantise(model)
     adapters.prepare(model, recipe.adapter, seed=recipe.seed)
-    work = made(recipe, model, tokenizer, place.name)
+    if isinstance(recipe.method, Reward):
+        add_head(model, recipe.seed)
+    work = made(recipe, model, tokenizer, place.name, run.folder, teacher)
     optimizer = Optimizer(model, recipe.optim, adapters.gains(model))
     if not (run.folder / "environment.json").exists():
         run.write_json("environment.json", device.environment())
@@ -190,11 +211,17 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded) -> Tuner:
     return tuner
 
 
-def made(recipe: Tune, model: Model, tokenizer: Tokenizer, place: str) -> Work:
+def made(recipe: Tune, model: Model, tokenizer: Tokenizer, place: str, folder: Path, teacher: Loaded | None) -> Work:
     """Read the examples and set up the method."""
-    if isinstance(recipe.method, Sft):
-        return Lessons(recipe, tokenizer)
-    return Judgements(recipe, recipe.method, model, tokenizer, place)
+    match recipe.method:
+        case Sft():
+            return Lessons(recipe, tokenizer)
+        case Distil() as plan:
+            return Distilled(recipe, plan, tokenizer, teacher, folder, place)
+        case Grpo() as plan:
+            return Trials(recipe, plan, model, tokenizer, place)
+        case plan:
+            return Judgements(recipe, plan, model, tokenizer, place)
 
 
 @torch.no_grad()

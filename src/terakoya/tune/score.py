@@ -23,17 +23,23 @@ def answers(model: Model, batch: Batch) -> Outcome:
     return Outcome(cross_entropy(model, hidden[counted], batch.targets[counted], batch.weights[counted]))
 
 
-def token_scores(model: Model, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-    """Return log p(target | past) of every target that counts: -> (sum of weights != 0,)."""
+def token_scores(model: Model, batch: Batch, *, temperature: float = 1.0, vocab: int | None = None) -> Tensor:
+    """Return log p(target | past) of every target that counts: -> (sum of weights != 0,).
+
+    `vocab` leaves out rows of the head that the tokenizer has no token for, as sampling does.
+    """
     counted = batch.weights != 0
-    return targets_of(model.head, model(batch.tokens, context_of(batch))[counted], batch.targets[counted], temperature)
+    hidden = model(batch.tokens, context_of(batch))[counted]
+    return targets_of(model.head, hidden, batch.targets[counted], temperature, vocab)
 
 
-def targets_of(head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+def targets_of(
+    head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0, vocab: int | None = None
+) -> Tensor:
     """Score targets (N,) from hidden (N, D), CHUNK logits at a time, forward and backward -> (N,)."""
 
     def part(h: Tensor, t: Tensor) -> Tensor:
-        logits = head(h)
+        logits = head(h)[:, :vocab]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return -F.cross_entropy(logits / temperature if temperature != 1.0 else logits, t, reduction="none")
 
@@ -42,6 +48,20 @@ def targets_of(head: Head, hidden: Tensor, targets: Tensor, temperature: float =
     if torch.is_grad_enabled() and hidden.requires_grad:
         return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in chunks])
     return torch.cat([part(h, t) for h, t in chunks])
+
+
+def mixtures_of(head: Head, hidden: Tensor, ids: Tensor, logp: Tensor, temperature: float) -> Tensor:
+    """Return Σ_k p_k (log p_k - log q(ids_k)) of every row: hidden (N, D), ids and logp (N, K) -> (N,)."""
+
+    def part(h: Tensor, i: Tensor, p: Tensor) -> Tensor:
+        q = torch.log_softmax(head(h).float() / temperature, -1).gather(-1, i)
+        return (p.exp() * (p - q)).sum(-1)
+
+    size = max(1, CHUNK // head.weight.shape[0])
+    chunks = zip(hidden.split(size), ids.split(size), logp.split(size), strict=True)
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return torch.cat([checkpoint(part, h, i, p, use_reentrant=False) for h, i, p in chunks])
+    return torch.cat([part(h, i, p) for h, i, p in chunks])
 
 
 def pieces(batch: Batch) -> Tensor:

@@ -25,7 +25,9 @@ class Lessons:
         data, rows = recipe.data, recipe.rows
         found = list(examples(read(data), None if data.format == "auto" else data.format))
         learn, kept = parted(found, _key, data.holdout, recipe.seed)
-        self.packers, self.notes = [], []
+        self.packers: list[Packer] = []
+        self.notes: list[str] = []
+        self.stats: dict[str, float] = {}
         for name, side in (("training", learn), ("held-out", kept)):
             counts = Counts()
             samples = fitted((encode(tokenizer, x, data.template) for x in side), rows.context, data.overlong, counts)

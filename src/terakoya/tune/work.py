@@ -8,10 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import numpy as np
-
 from terakoya.data.batch import Batch
-from terakoya.data.order import epoch_seed, permute
 from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
 from terakoya.tokenizer import Message
@@ -28,6 +25,7 @@ class Work(Protocol):
 
     notes: list[str]  # what became of the examples, to be shown before the first step
     prompts: list[Prompt]  # held-out ones, to answer before and after
+    stats: dict[str, float]  # what is worth a line in the log about the last batch
 
     @property
     def objective(self) -> Objective: ...
@@ -63,17 +61,6 @@ def parted(items: Sequence[T], key: Callable[[T], str], share: float, seed: int)
         raise TerakoyaError("data", f"holds {len(distinct)} different prompts; at least 2 are needed, one to hold out")
     kept = set(distinct[: max(1, round(share * len(distinct)))])
     return [x for x, m in zip(items, marks) if m not in kept], [x for x, m in zip(items, marks) if m in kept]
-
-
-def dealt(count: int, rows: int, seed: int, step: int) -> list[int]:
-    """Return which of `count` items come at `step`: each once an epoch, in another order every time."""
-    k = step * rows + np.arange(rows, dtype=np.int64)
-    epochs, at = np.divmod(k, count)
-    out = np.empty_like(at)
-    for epoch in np.unique(epochs).tolist():
-        these = epochs == epoch
-        out[these] = permute(at[these], count, epoch_seed(seed, epoch))
-    return out.tolist()
 
 
 def said(messages: Sequence[Message]) -> str:

@@ -1,0 +1,112 @@
+"""Learning a teacher's distribution: its likeliest tokens at every place that counts, kept from one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from terakoya.data.batch import Batch
+from terakoya.errors import TerakoyaError
+from terakoya.model.model import Model
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.objective import Outcome, context_of
+from terakoya.train.step import Objective
+from terakoya.tune.methods import Distil
+from terakoya.tune.pack import laid, plain
+from terakoya.tune.recipe import Tune
+from terakoya.tune.samples import Sample
+from terakoya.tune.score import CHUNK, mixtures_of, targets_of
+from terakoya.tune.sft import Lessons
+from terakoya.zoo.convert import Loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught(Batch):
+    """`ids` and `logp` (S, K): what the teacher holds likeliest at each of the S targets that count."""
+
+    ids: Tensor
+    logp: Tensor
+
+    def split(self, n: int) -> list[Batch]:
+        """Cut into n micro-batches along rows."""
+        parts = super().split(n)
+        ends = accumulate((int((p.weights != 0).sum()) for p in parts), initial=0)
+        return [
+            Taught(**plain(p), ids=self.ids[a:b], logp=self.logp[a:b])
+            for p, (a, b) in zip(parts, pairwise(ends), strict=True)
+        ]
+
+    def to(self, device: torch.device | str) -> Taught:
+        moved = super().to(device)
+        assert isinstance(moved, Taught)
+        return replace(moved, ids=self.ids.to(device), logp=self.logp.to(device))
+
+
+def objective(plan: Distil) -> Objective:
+    """Make Σ w ((1 - share) · -log q(target) + share · T² · KL(teacher ‖ student)), over the teacher's top tokens."""
+
+    def taught(model: Model, batch: Batch) -> Outcome:
+        assert isinstance(batch, Taught)
+        counted = batch.weights != 0
+        hidden, weights = model(batch.tokens, context_of(batch))[counted], batch.weights[counted]
+        kl = mixtures_of(model.head, hidden, batch.ids.long(), batch.logp, plan.temperature)
+        loss = plan.share * plan.temperature**2 * kl
+        if plan.share < 1:
+            loss = loss - (1 - plan.share) * targets_of(model.head, hidden, batch.targets[counted])
+        return Outcome((loss * weights).sum(), {"teacher_kl": (kl * weights).sum().item()})
+
+    return taught
+
+
+class Distilled(Lessons):
+    """Packed examples with the teacher's opinion of each."""
+
+    def __init__(
+        self, recipe: Tune, plan: Distil, tokenizer: Tokenizer, teacher: Loaded | None, folder: Path, device: str
+    ) -> None:
+        super().__init__(recipe, tokenizer)
+        self.plan, self.objective = plan, objective(plan)
+        if teacher is None or teacher.tokenizer is None:
+            raise TerakoyaError("method.teacher", "must be a model with a tokenizer", given=plan.teacher)
+        if teacher.tokenizer.description() != tokenizer.description():
+            raise TerakoyaError("method.teacher", "has another vocabulary than the student", given=plan.teacher)
+        self.top = _kept(folder / "teacher.safetensors", self.train.samples, teacher.model.to(device), plan, device)
+
+    def batch(self, step: int) -> Batch:
+        batch, order = self.train.batch(step), [i for row in self.train.chosen(step) for i in row]
+        ids, logp = (torch.cat([self.top[i][side] for i in order]) for side in (0, 1))
+        return Taught(**plain(batch), ids=ids, logp=logp)
+
+
+@torch.inference_mode()
+def _kept(
+    path: Path, samples: Sequence[Sample], teacher: Model, plan: Distil, device: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Ask the teacher once and keep what it said; a file from before is used again."""
+    from safetensors.torch import load_file, save_file
+
+    if not path.exists():
+        said = [_asked(teacher, laid([s]).to(device), plan) for s in samples]
+        tensors = {f"{i}.{n}": t for i, pair in enumerate(said) for n, t in zip(("ids", "logp"), pair, strict=True)}
+        save_file(tensors, path)
+    found = load_file(path)
+    out = [(found[f"{i}.ids"], found[f"{i}.logp"]) for i in range(len(samples)) if f"{i}.ids" in found]
+    if [len(ids) for ids, _ in out] != [sum(1 for w in s.weights[1:] if w) for s in samples]:
+        raise TerakoyaError(str(path), "was made of other examples", hint="remove it to ask the teacher again")
+    return out
+
+
+def _asked(teacher: Model, batch: Batch, plan: Distil) -> tuple[Tensor, Tensor]:
+    """Return the top tokens and their log-probabilities among themselves: (S, K) int32, (S, K)."""
+    hidden = teacher(batch.tokens, context_of(batch))[batch.weights != 0]
+    ids, logp = [], []
+    for part in hidden.split(max(1, CHUNK // teacher.head.weight.shape[0])):
+        best = (teacher.head(part).float() / plan.temperature).topk(plan.top, -1)
+        ids.append(best.indices.int().cpu())
+        logp.append(torch.log_softmax(best.values, -1).cpu())
+    return torch.cat(ids), torch.cat(logp)
