@@ -45,8 +45,8 @@ class Counts:
 class Engine:
     """Answer many requests at once with one model.
 
-    `memory_bytes` is the budget for keys, values and states (None: half of what is free, and no more than
-    `max_running` whole contexts need). A step computes at most `max_tokens_per_step` tokens. `deterministic`: the
+    `memory_bytes` is the budget for keys, values and states (None: a quarter of what is free, and no more
+    than `max_running` whole contexts need). A step computes at most `max_tokens_per_step` tokens. `deterministic`: the
     same request gives the same bits whatever else is going on; it costs speed when few run. `threaded=False`: nobody
     steps but the caller, by `step` or by waiting for a result. Closes with `close` or at the end of a `with`.
     """
@@ -353,9 +353,9 @@ def _turn(choice: Choice, vocab: int) -> sampler.Row:
 
 
 def _memory(device: torch.device, shapes: dict[int, Shape], context: int, running: int) -> int:
-    """Half of the memory that is free, and no more than `running` whole contexts need."""
+    """A quarter of the memory that is free, and no more than `running` whole contexts need."""
     need = sum(s.bytes * (context + BLOCK if s.reach is not None else 4) for s in shapes.values()) * running
-    return max(1, min(need, free_memory(device) // 2))
+    return max(1, min(need, free_memory(device) // 4))
 
 
 def free_memory(device: torch.device) -> int:

@@ -213,7 +213,7 @@ def _overlap(text: str, mark: str) -> int:
 
 
 class _Scan:
-    """Find the end of a call: its closing mark outside JSON strings, or the end of its JSON value. Never looks twice."""
+    """Find the end of a call: its mark outside JSON strings, or the end of its JSON value. Never looks twice."""
 
     def __init__(self, close: str) -> None:
         self._close = close

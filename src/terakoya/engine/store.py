@@ -58,9 +58,9 @@ class Shape:
         return sum(torch.Size(size).numel() * d.itemsize for size, d in zip(self.sizes, self.dtypes, strict=True))
 
     def room(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
-        """Allocate `count` of them."""
+        """Allocate `count` of them; the system gives the memory as it is first written."""
         pairs = zip(self.sizes, self.dtypes, strict=True)
-        return tuple(torch.zeros(count, *size, dtype=d, device=device) for size, d in pairs)
+        return tuple(torch.empty(count, *size, dtype=d, device=device) for size, d in pairs)
 
 
 class Group:
