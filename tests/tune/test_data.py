@@ -15,10 +15,10 @@ from terakoya.errors import TerakoyaError
 from terakoya.tokenizer import Message, render
 from terakoya.tune.compare import japanese
 from terakoya.tune.formats import Completion, Talk, choices, examples, verdicts
-from terakoya.tune.pack import Packer, best_fit
+from terakoya.tune.pack import Packer, best_fit, dealt
 from terakoya.tune.rows import rows
 from terakoya.tune.samples import Counts, Sample, encode, fitted
-from terakoya.tune.work import dealt, parted
+from terakoya.tune.work import parted
 from tests.tune.tune_fakes import jsonl, messages, talk, tokenizer
 
 ASK, SAY = "寺子屋とは？ ﾃﾗｺﾔ", "読み書き算盤を学ぶ所です。👩🏽‍🏫"

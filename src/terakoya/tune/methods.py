@@ -114,6 +114,7 @@ class Grpo:
     `baseline = "others"` with `scale = "none"` is RLOO (Ahmadian 2024). `norm` says what the sum over tokens is divided
     by: each answer's length ("answer", GRPO), all tokens of the step ("tokens", DAPO) or the most there could be
     ("most", Dr. GRPO). `beta` weighs the KL to the reference; 0 needs none. `clip` bounds the ratio, below and above.
+    `near` rewards single digits, so that a model that is seldom right has something to climb.
     """
 
     group: int = 8
@@ -124,9 +125,10 @@ class Grpo:
     norm: Literal["answer", "tokens", "most"] = "tokens"
     beta: float = 0.0
     clip: tuple[float, float] = (0.2, 0.2)
+    near: float = 0.0  # reward for an answer of which every digit is right, beside the 1 for a right answer
 
     def __post_init__(self) -> None:
-        _positive(self, "beta")
+        _positive(self, "beta", "near")
         if self.group < 2 or self.tokens < 1:
             raise TerakoyaError("method", given=(self.group, self.tokens), allowed="group 2 or more, tokens 1 or more")
 

@@ -11,7 +11,6 @@ import math
 import random
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
@@ -29,17 +28,17 @@ from terakoya.tokenizer.chat import conversation
 from terakoya.train.objective import Outcome
 from terakoya.train.step import Objective
 from terakoya.tune import adapters
+from terakoya.tune.branch import Branched, Group, branches
 from terakoya.tune.methods import Grpo
-from terakoya.tune.pack import dealt, laid, plain
+from terakoya.tune.pack import dealt, plain
 from terakoya.tune.recipe import Tune
-from terakoya.tune.samples import Sample
-from terakoya.tune.score import pieces, token_scores
+from terakoya.tune.score import targets_of
 from terakoya.tune.work import Prompt, parted, read, said
 from terakoya.zoo.convert import Loaded
 
 ADDITION = "two-digit-addition"  # a source that needs no file
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-ROOM = 2**28  # bytes for the engine's memory
+ROOM = 2**29  # bytes for the engine's memory
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,15 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Rolled(Batch):
-    """Every piece is an answer. `old` (S,) is log p when it was drawn, `reference` (S,) for the reference;
-    `advantages` (N,) by answer. `total` is what the whole sum is divided by."""
+    """Prompts, each followed by its answers (`groups`), a row a group. Of the S tokens that were drawn: `at` (S,) is
+    where each is predicted, `goals` (S,) its id, `owner` (S,) its answer, `old` (S,) log p when it was drawn,
+    `reference` (S,) for the reference. `advantages` (N,) are by answer. `total` is what the whole sum is divided by.
+    """
 
+    groups: tuple[Group, ...]
+    at: Tensor
+    goals: Tensor
+    owner: Tensor
     old: Tensor
     reference: Tensor
     advantages: Tensor
@@ -75,24 +80,56 @@ class Rolled(Batch):
         return self.total
 
     def split(self, n: int) -> list[Batch]:
-        """Cut into n micro-batches along rows; their totals add up to this one's."""
-        parts, rows = super().split(n), len(self.row_ends)
-        tokens = accumulate((int((p.weights != 0).sum()) for p in parts), initial=0)
-        cuts = pairwise(rows * i // n for i in range(n + 1))
-        return [
-            Rolled(
-                **plain(p),
-                old=self.old[a:b], reference=self.reference[a:b], advantages=self.advantages[first:last],
-                total=self.total * (last - first) / rows,
-            )
-            for p, (a, b), (first, last) in zip(parts, pairwise(tokens), cuts, strict=True)
-        ]  # fmt: skip
+        """Cut into n micro-batches along groups; their totals add up to this one's."""
+        rows = len(self.groups)
+        answers = [0, *accumulate(len(g[1]) for g in self.groups)]
+        out: list[Batch] = []
+        for part, (first, last) in zip(super().split(n), pairwise(rows * i // n for i in range(n + 1)), strict=True):
+            mine = (self.owner >= answers[first]) & (self.owner < answers[last])
+            begin = self.row_ends[first - 1] if first else 0
+            cut = {name: getattr(self, name)[mine] for name in ("goals", "old", "reference")}
+            cut |= {"at": self.at[mine] - begin, "owner": self.owner[mine] - answers[first]}
+            gain = self.advantages[answers[first] : answers[last]]
+            share = self.total * (last - first) / rows
+            out.append(Rolled(**plain(part), **cut, groups=self.groups[first:last], advantages=gain, total=share))
+        return out
 
     def to(self, device: torch.device | str) -> Rolled:
         moved = super().to(device)
         assert isinstance(moved, Rolled)
-        own = {n: getattr(self, n).to(device) for n in ("old", "reference", "advantages")}
-        return replace(moved, **own)
+        names = ("at", "goals", "owner", "old", "reference", "advantages")
+        return replace(moved, **{n: getattr(self, n).to(device) for n in names})
+
+    def scores(self, model: Model, temperature: float, vocab: int) -> Tensor:
+        """Return log p of every token that was drawn: -> (S,)."""
+        hidden = model(self.tokens, Branched(self.groups, self.tokens.device))[self.at]
+        return targets_of(model.head, hidden, self.goals, temperature, vocab)
+
+
+def rolled(prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Rollout]], gain: Tensor, total: float) -> Rolled:
+    """Lay prompts and answers out; gain (G, N). The last id of an answer is only predicted."""
+    tokens: list[int] = []
+    at: list[int] = []
+    ends, shapes = [], []
+    for prompt, group in zip(prompts, groups, strict=True):
+        tokens += prompt
+        last = len(tokens) - 1
+        for r in group:
+            at += [last, *range(len(tokens), len(tokens) + len(r.ids) - 1)]
+            tokens += r.ids[:-1]
+        shapes.append((len(prompt), tuple(len(r.ids) - 1 for r in group)))
+        ends.append(len(tokens))
+    every = [r for g in groups for r in g]
+    ctx = Branched(shapes)
+    old = torch.tensor([p for r in every for p in r.logprobs])
+    return Rolled(
+        tokens=torch.tensor(tokens), targets=torch.zeros(len(tokens), dtype=torch.long),
+        weights=torch.zeros(len(tokens)), cu=torch.tensor(ctx.cu, dtype=torch.int32), positions=ctx.pos,
+        row_ends=tuple(ends), groups=tuple(shapes), at=torch.tensor(at),
+        goals=torch.tensor([i for r in every for i in r.ids]),
+        owner=torch.tensor([n for n, r in enumerate(every) for _ in r.ids]),
+        old=old, reference=old, advantages=gain.flatten(), total=total,
+    )  # fmt: skip
 
 
 def numbers(text: str) -> list[str]:
@@ -106,13 +143,21 @@ def right(text: str, answer: str) -> float:
     return float(bool(found) and math.isclose(float(found[-1]), float(answer), rel_tol=0, abs_tol=1e-9))
 
 
+def near(text: str, answer: str) -> float:
+    """Share of the digits that are right, counted from the last; 0 where the number is longer or shorter."""
+    found = numbers(text)
+    if not found or len(found[-1]) != len(answer):
+        return 0.0
+    return sum(a == b for a, b in zip(found[-1], answer, strict=True)) / len(answer)
+
+
 def addition(count: int, seed: int) -> list[Question]:
-    """Different sums of two numbers from 10 to 99, as questions."""
+    """Different sums of two numbers from 10 to 99, after two that are done: the form is shown, the sums are not."""
     rng = random.Random(seed)
+    shown = ("12 + 25 =", "37", "41 + 19 =", "60")
+    before = tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(shown))
     pairs = rng.sample([(a, b) for a in range(10, 100) for b in range(10, 100)], count)
-    return [
-        Question((Message("user", f"What is {a} + {b}? Answer with the number only."),), str(a + b)) for a, b in pairs
-    ]
+    return [Question((*before, Message("user", f"{a} + {b} =")), str(a + b)) for a, b in pairs]
 
 
 def questions(recipe: Tune) -> Iterator[Question]:
@@ -145,8 +190,7 @@ def objective(plan: Grpo, vocab: int) -> Objective:
 
     def reinforced(model: Model, batch: Batch) -> Outcome:
         assert isinstance(batch, Rolled)
-        logp = token_scores(model, batch, temperature=plan.temperature, vocab=vocab)
-        owner = pieces(batch)
+        logp, owner = batch.scores(model, plan.temperature, vocab), batch.owner
         gain = batch.advantages[owner]
         ratio = torch.exp(logp - batch.old)
         held = ratio.clamp(1 - plan.clip[0], 1 + plan.clip[1])
@@ -155,7 +199,7 @@ def objective(plan: Grpo, vocab: int) -> Objective:
         kl = away.exp() - away - 1
         loss = loss + plan.beta * kl if plan.beta else loss
         if plan.norm == "answer":
-            loss = loss / torch.bincount(owner, minlength=len(batch.cu) - 1)[owner]
+            loss = loss / torch.bincount(owner, minlength=len(batch.advantages))[owner]
         seen = {"kl": kl, "mismatch": (logp - batch.old).abs(), "surprise": -logp}  # the last estimates the entropy
         return Outcome(loss.sum(), {name: value.detach().sum().item() for name, value in seen.items()})
 
@@ -168,6 +212,8 @@ class Trials:
     def __init__(self, recipe: Tune, plan: Grpo, model: Model, tokenizer: Tokenizer, device: str) -> None:
         self.recipe, self.plan, self.tokenizer, self.device = recipe, plan, tokenizer, device
         self.model = model
+        if not branches(model.spec):
+            raise TerakoyaError("method", "needs a model whose memory is keys and values, not a state", given="grpo")
         self.vocab = min(model.spec.vocab, tokenizer.vocab_size)
         if plan.beta and not isinstance(recipe.adapter, adapters.Added):
             raise TerakoyaError("method.beta", "needs the base under an adapter as its reference", given=plan.beta)
@@ -195,10 +241,13 @@ class Trials:
         asked = [self.train[i] for i in chosen]
         seeds = [_seed(self.recipe.seed, step, i) for i in range(len(asked))]
         groups = self.rollouts([q.prompt for q in asked], seeds, self.plan.group, self.plan.temperature)
-        rewards = torch.tensor([[right(r.text, q.answer) for r in g] for q, g in zip(asked, groups, strict=True)])
+        solved = torch.tensor([[right(r.text, q.answer) for r in g] for q, g in zip(asked, groups, strict=True)])
+        close = torch.tensor([[near(r.text, q.answer) for r in g] for q, g in zip(asked, groups, strict=True)])
+        rewards = solved + self.plan.near * close
         batch = self._rolled([q.prompt for q in asked], groups, advantages(rewards, self.plan))
         lengths = [len(r.ids) for g in groups for r in g]
         self.stats = {
+            "solved": solved.mean().item(),
             "reward": rewards.mean().item(),
             "flat": (rewards.std(1) == 0).float().mean().item(),  # groups that teach nothing: all right or all wrong
             "length": sum(lengths) / len(lengths),
@@ -242,21 +291,13 @@ class Trials:
         if not self.plan.beta:
             live = [i for i, row in enumerate(gain) if row.any()] or [0]
             prompts, groups, gain = [prompts[i] for i in live], [groups[i] for i in live], gain[live]
-        samples, old = [], []
-        for prompt, group in zip(prompts, groups, strict=True):
-            ids = tuple(self._ids(prompt))
-            for r in group:
-                samples.append(Sample("", ids + r.ids, (0.0,) * len(ids) + (1.0,) * len(r.ids)))
-                old += r.logprobs
-        flat = laid(samples, tuple(accumulate(s.length for s in samples)))
-        drawn = torch.tensor(old)
-        reference = self._reference(flat.to(self.device)) if self.plan.beta else drawn
-        return Rolled(**plain(flat), old=drawn, reference=reference, advantages=gain.flatten(), total=float(total))
+        batch = rolled([self._ids(p) for p in prompts], groups, gain, float(total))
+        return replace(batch, reference=self._reference(batch)) if self.plan.beta else batch
 
     @torch.no_grad()
-    def _reference(self, batch: Batch) -> Tensor:
-        with adapters.only(self.model) if adapters.names(self.model) else nullcontext():
-            return token_scores(self.model, batch, temperature=self.plan.temperature, vocab=self.vocab).cpu()
+    def _reference(self, batch: Rolled) -> Tensor:
+        with adapters.only(self.model):
+            return batch.to(self.device).scores(self.model, self.plan.temperature, self.vocab).cpu()
 
     def look(self, model: Model, device: str, limit: int | None) -> dict[str, float]:
         """Share of held-out questions answered rightly, greedily, with the half-width of its 95 % interval."""

@@ -47,7 +47,8 @@ def described(config: bytes, tokenizer: Tokenizer) -> bytes:
     said = json.loads(config)
     names = [n.replace("ForCausalLM", "ForSequenceClassification") for n in said["architectures"]]
     labels = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-    pad = tokenizer.pad if tokenizer.pad is not None else tokenizer.eos
+    # transformers scores the last token that is not the pad: a pad that also ends answers would hide their end
+    pad = None if tokenizer.pad in tokenizer.stops else tokenizer.pad
     said |= labels | {"architectures": names, "pad_token_id": pad}
     return (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
 

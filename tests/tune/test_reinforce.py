@@ -1,0 +1,167 @@
+"""Reinforcement: rollouts are scored as they were drawn, losses are trl's, answers are checked by arithmetic."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from terakoya.model.model import Model
+from terakoya.train.step import gradients
+from terakoya.tune import adapters, reinforce
+from terakoya.tune.methods import Grpo
+from terakoya.tune.pack import laid
+from terakoya.tune.recipe import Tune, assign
+from terakoya.tune.reinforce import Rolled, Trials, advantages, numbers, objective, right
+from terakoya.tune.samples import Sample
+from terakoya.tune.score import token_scores
+from tests.tune.test_silent import adapted, grads
+from tests.tune.tune_fakes import tokenizer
+
+CHANGES = ("method=grpo", "data.source=two-digit-addition", "data.limit=40", "method.tokens=6", "rows.count=3",
+           "adapter.rank=4", "rows.context=128")  # fmt: skip
+
+
+def trials(model: Model, *changes: str) -> Trials:
+    recipe = assign(Tune(), [*CHANGES, *changes])
+    assert isinstance(recipe.method, Grpo)
+    return Trials(recipe, recipe.method, model, tokenizer(), "cpu")
+
+
+def graded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tell answers apart: an untrained model has none right."""
+    monkeypatch.setattr(reinforce, "right", lambda text, answer: float(len(text) % 3))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_trainer_scores_what_the_engine_drew(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    graded(monkeypatch)
+    model = adapted()
+    batch = trials(model, f"method.temperature={temperature}", "method.beta=0.1").batch(3)
+    vocab = tokenizer().vocab_size
+    scores = batch.scores(model, temperature, vocab)
+    assert (scores - batch.old).abs().max() <= 2e-6
+    assert (scores - alone(model, batch, temperature)).abs().max() <= 2e-6
+    with adapters.only(model):
+        assert torch.equal(batch.scores(model, temperature, vocab), batch.reference)
+
+
+def alone(model: Model, batch: Rolled, temperature: float) -> torch.Tensor:
+    """Score every answer by itself after its prompt, the stop token too where it was drawn."""
+    out, at, answer = [], 0, 0
+    for prompt, lengths in batch.groups:
+        head = batch.tokens[at : at + prompt].tolist()
+        for _ in lengths:
+            ids = batch.goals[batch.owner == answer].tolist()
+            weights = (0.0,) * prompt + (1.0,) * len(ids)
+            sample = laid([Sample("", (*head, *ids), weights)])
+            out.append(token_scores(model, sample, temperature=temperature, vocab=tokenizer().vocab_size))
+            answer += 1
+        at += prompt + sum(lengths)
+    return torch.cat(out)
+
+
+def test_rollouts_are_a_function_of_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    graded(monkeypatch)
+    model = adapted()
+    a, b, c = (trials(model).batch(step) for step in (2, 2, 3))
+    assert torch.equal(a.tokens, b.tokens)
+    assert torch.equal(a.old, b.old)
+    assert a.tokens.shape != c.tokens.shape or not torch.equal(a.tokens, c.tokens)
+
+
+def test_advantages_by_hand() -> None:
+    r = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    grpo = advantages(r, Grpo())
+    std = math.sqrt(1 / 3)
+    assert grpo[0].tolist() == pytest.approx(
+        [0.5 / (std + 1e-4), -0.5 / (std + 1e-4), -0.5 / (std + 1e-4), 0.5 / (std + 1e-4)]
+    )
+    assert grpo[1].tolist() == [0, 0, 0, 0]
+    rloo = advantages(r, Grpo(baseline="others", scale="none"))
+    assert rloo[0].tolist() == pytest.approx([1 - 1 / 3, -2 / 3, -2 / 3, 1 - 1 / 3])
+
+
+@pytest.mark.parametrize("norm", ["answer", "tokens", "most"])
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_losses_and_gradients_are_trls(
+    norm: Literal["answer", "tokens", "most"], beta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As trl's GRPOTrainer writes grpo, dapo (one process) and dr_grpo, on a padded batch."""
+    graded(monkeypatch)
+    plan = Grpo(group=4, tokens=6, norm=norm, beta=beta)
+    batch = trials(adapted(1), "method.group=4", f"method.norm={norm}", f"method.beta={beta}").batch(0)
+    model = adapted(2)  # other weights than those that drew: ratios are not 1
+    vocab = tokenizer().vocab_size
+    loss, weight, _ = gradients(model, [batch], objective(plan, vocab))
+    mine = grads(model)
+    for n in (2, 3):
+        parts = batch.split(n)
+        split = adapted(2)
+        again, total, _ = gradients(split, parts, objective(plan, vocab))
+        assert total == pytest.approx(weight)
+        assert again == pytest.approx(loss, abs=1e-6)
+        assert (grads(split) - mine).abs().max() <= 2e-6 * max(1.0, mine.abs().max().item())
+
+    rival = adapted(2)
+    owner, count = batch.owner, len(batch.advantages)
+    flat = alone(rival, batch, 1.0)
+    size = int(torch.bincount(owner).max())
+    mask = torch.zeros(count, size)
+    rows = [[], [], []]
+    for i in range(count):
+        these = owner == i
+        mask[i, : int(these.sum())] = 1
+        for k, source in enumerate((flat, batch.old, batch.reference)):
+            rows[k].append(torch.nn.functional.pad(source[these], (0, size - int(these.sum()))))
+    logp, old, ref = (torch.stack(r) for r in rows)
+    coef_1 = torch.exp(logp - old)
+    coef_2 = torch.clamp(coef_1, 1 - 0.2, 1 + 0.2)
+    token_loss = -torch.min(coef_1 * batch.advantages[:, None], coef_2 * batch.advantages[:, None])
+    kl = torch.exp(ref - logp) - (ref - logp) - 1
+    token_loss = token_loss + beta * kl if beta else token_loss
+    want = {
+        "answer": ((token_loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).sum() / batch.total,
+        "tokens": (token_loss * mask).sum() / batch.total,
+        "most": (token_loss * mask).sum() / batch.total,
+    }[norm]
+    if beta:  # every group is computed, so the totals are those of the batch itself
+        assert batch.total == {"answer": count, "tokens": mask.sum().item(), "most": count * 6}[norm]
+    want.backward()
+    assert loss == pytest.approx(want.item(), abs=1e-6)
+    assert (grads(rival) - mine).abs().max() <= 2e-6 * max(1.0, mine.abs().max().item())
+
+
+def test_groups_that_teach_nothing_are_counted_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = trials(adapted())  # nothing is right: every group is flat
+    batch = work.batch(0)
+    assert work.stats["flat"] == 1.0
+    assert len(batch.groups) == 1
+    assert not batch.advantages.any()
+    assert batch.weight > len(batch.goals)
+    assert isinstance(batch, Rolled)
+
+
+def test_the_last_number_decides() -> None:
+    assert right("12 + 30 = 42", "42") == right("答えは４２です。", "42") == right("1,042", "1042") == 1.0
+    assert right("42 or 43", "42") == right("no idea", "42") == right("", "42") == 0.0
+    assert numbers("-3.5と7") == ["-3.5", "7"]
+
+
+def test_digits_count_from_the_last_of_an_answer_as_long() -> None:
+    assert reinforce.near("42", "42") == 1.0
+    assert reinforce.near("41 + 1 = 32", "42") == 0.5
+    assert reinforce.near("142", "42") == reinforce.near("", "42") == 0.0
+
+
+def test_a_question_without_a_number_is_named(tmp_path: Path) -> None:
+    from terakoya.errors import TerakoyaError
+    from tests.tune.tune_fakes import jsonl
+
+    source = jsonl(tmp_path / "q.jsonl", [{"question": "?", "answer": "many"}])
+    recipe = assign(Tune(), ["method=grpo", f"data.source={source}"])
+    with pytest.raises(TerakoyaError, match=r"q.jsonl:1: answer"):
+        list(reinforce.questions(recipe))
