@@ -56,7 +56,8 @@ def _model(p: argparse.ArgumentParser) -> None:
 
 def _generate(p: argparse.ArgumentParser) -> None:
     _model(p)
-    p.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input")
+    p.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue; - reads standard input")
+    p.add_argument("--batch", metavar="FILE", help="answer many: JSON lines with prompt or messages, and perhaps an id")
     _sampling(p)
 
 

@@ -44,8 +44,15 @@ def sampling(args: argparse.Namespace) -> Sampling:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Continue a text on standard output."""
+    """Continue a text on standard output, or answer a file of prompts."""
     how = sampling(args)
+    if (args.prompt is None) == (args.batch is None):
+        raise TerakoyaError("generate", "needs a PROMPT or --batch FILE, and not both")
+    if args.batch is not None:
+        from terakoya.cli.batch import batch
+
+        batch(args.model, args.batch, how)
+        return
     loaded = open_model(args.model)
     text = _stdin() if args.prompt == "-" else args.prompt
     for piece in continuation(loaded, text, how):
