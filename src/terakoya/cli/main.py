@@ -159,6 +159,7 @@ def _quickstart(p: argparse.ArgumentParser) -> None:
 VERBS: dict[str, tuple[str, Add]] = {
     "quickstart": ("Train a small model now, then talk to a real one. 小さなモデルを育て、本物と話す。", _quickstart),
     "train": ("Train from a recipe; resume an unfinished run. レシピから訓練する。", _train),
+    "tune": ("Tune a model: examples, preferences, adapters. モデルを調整する。", _train),
     "show": ("Print the resolved recipe. 解決済みのレシピを表示する。", _recipe),
     "generate": ("Continue a text. 文章の続きを書く。", _generate),
     "chat": ("Talk to a model in the terminal. 端末でモデルと話す。", _chat),
