@@ -64,7 +64,7 @@ def listening(shelf: Shelf, **settings) -> Iterator[Running]:
     made = server(shelf, replace(Settings(port=0, limits=shelf.limits), **settings))
     thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120  # a busy machine
     while not (made.started and made.house.ready) and time.monotonic() < end:
         time.sleep(0.01)
     assert made.house.ready

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from terakoya import __version__
 from terakoya.errors import TerakoyaError
-from terakoya.serve import openai, operations
+from terakoya.serve import openai, operations, pages
 from terakoya.serve.guard import Guard
 from terakoya.serve.house import House
 from terakoya.serve.problem import Problem, invalid, problem_of
@@ -35,8 +35,10 @@ def application(house: House) -> Guard:
     )
     for module in (openai, operations):
         app.include_router(module.routes(house))
+    known = pages.files()
+    app.include_router(pages.routes(known))
     _errors(app)
-    return Guard(app, house.settings, house.metrics)
+    return Guard(app, house.settings, house.metrics, known)
 
 
 @contextlib.asynccontextmanager

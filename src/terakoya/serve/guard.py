@@ -24,6 +24,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 PUBLIC = frozenset({"/health"})
+QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked for by machines, all the time
 # Scripts and styles of our own alone; nothing of another site, nothing inside the page's text.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -75,7 +76,8 @@ class Guard:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.request(route, reply.status or 499)
             took = (time.monotonic() - begun) * 1e3
-            log.info("%s %s %s %s %.0f ms", reply.id, scope["method"], _quoted(scope["path"]), reply.status, took)
+            level = logging.DEBUG if route in QUIET else logging.INFO
+            log.log(level, "%s %s %s %s %.0f ms", reply.id, scope["method"], _quoted(scope["path"]), reply.status, took)
 
     def _headers(self, scope: MutableMapping[str, Any]) -> dict[bytes, bytes]:
         """Return the headers by name, where they are few, and the important ones unambiguous."""
