@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from terakoya.engine.native import Native, NativeModel
+from terakoya.engine.native import Native, NativeModel, fastest
 from terakoya.model import spec
 from terakoya.model.build import parameters
 from terakoya.model.context import Memory, Packed
@@ -21,6 +21,7 @@ from terakoya.model.model import Model
 from terakoya.ops import native
 from terakoya.ops.compile import NoCompiler
 from terakoya.ops.lower import NotLowered, Weights, dequantised
+from terakoya.zoo.convert import Loaded
 from tests.model.small import MLP, NORM, SPECS, attention, made, model_of, some_tokens, usual
 
 try:
@@ -228,6 +229,13 @@ def test_what_cannot_be_lowered_is_named() -> None:
     model = made(SPECS["relative"])
     with pytest.raises(NotLowered, match="Transformer-XL"):
         Native.lower((SPECS["relative"], parameters(model)))
+
+
+def test_the_log_says_why_pytorch_runs_a_model(caplog: pytest.LogCaptureFixture) -> None:
+    model = made(SPECS["relative"])
+    with caplog.at_level("WARNING"):
+        assert fastest(Loaded(model, None, "relative")) is model
+    assert "Transformer-XL" in caplog.text
 
 
 def test_foreign_tokens_and_positions_are_refused() -> None:

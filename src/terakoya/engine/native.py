@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,15 +22,18 @@ from terakoya.errors import TerakoyaError
 from terakoya.model import position, spec
 from terakoya.model.build import parameters as parameters_of
 from terakoya.model.context import Cached, Memory
-from terakoya.ops.lower import GGUF_KINDS, Blocks, Lowered, Weights, lower
+from terakoya.model.model import Model
+from terakoya.ops.compile import NoCompiler
+from terakoya.ops.lower import GGUF_KINDS, Blocks, Lowered, NotLowered, Weights, lower
 from terakoya.ops.native import Program, Rotary, Sequence_
 from terakoya.zoo import lineage
 from terakoya.zoo.convert import Loaded, split
 from terakoya.zoo.gguf import GGUF, is_gguf
 from terakoya.zoo.names import expand
 
+log = logging.getLogger("terakoya.engine")
+
 ROOM = 128  # positions a sequence has room for at first
-BATCH = 512  # rows of one call; longer prompts are read in several
 
 
 class Slot:
@@ -66,7 +70,8 @@ class Native:
     def __init__(
         self, s: spec.Model, parameters: Mapping[str, Tensor | Blocks], weights: Weights, threads: int, half: bool
     ) -> None:
-        self.spec, self.weights = s, weights
+        self.spec = s
+        self.weights: str = weights  # how they are kept, in words
         self.lowered = lower(s, parameters, weights, position, half)
         self.program = Program(self.lowered.code, threads)
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
@@ -86,13 +91,16 @@ class Native:
 
         Raise NotLowered for what has no instruction, NoCompiler where the library cannot be had.
         """
+        name = "blocks of the file" if isinstance(weights, Path) else weights
         s, parameters = source if isinstance(source, tuple) else (source.spec, parameters_of(source.model))
         if isinstance(weights, Path):
             if isinstance(source, tuple):
                 raise TerakoyaError("weights", "a GGUF file needs the model that was loaded from it", given=weights)
             parameters, weights = dict(parameters) | gguf_blocks(source, weights), "int8"
         half = weights != "fp32" if half is None else half
-        return cls(s, MappingProxyType(dict(parameters)), weights, threads or os.cpu_count() or 1, half)
+        made = cls(s, MappingProxyType(dict(parameters)), weights, threads or os.cpu_count() or 1, half)
+        made.weights = name
+        return made
 
     def slot(self) -> Slot:
         """Return memory for one sequence."""
@@ -217,6 +225,20 @@ class NativeModel:
     def head(self, hidden: Tensor) -> Tensor:
         """Score every token of the vocabulary: hidden (n, D) -> (n, V)."""
         return self.native.head(hidden)
+
+
+def fastest(loaded: Loaded, weights: Weights | Path = "fp32", threads: int | None = None) -> Model | NativeModel:
+    """Return the native program of a model or, where that cannot be had, the model; the log says which, and why.
+
+    PyTorch's own threads wait by spinning: whoever samples beside a program wants `torch.set_num_threads(1)`.
+    """
+    try:
+        native = Native.lower(loaded, weights, threads)
+    except (NotLowered, NoCompiler) as reason:
+        log.warning("PyTorch runs the model, not the native program: %s", reason)
+        return loaded.model
+    log.info("%s", native)
+    return NativeModel(native)
 
 
 def gguf_blocks(loaded: Loaded, path: Path) -> dict[str, Blocks]:

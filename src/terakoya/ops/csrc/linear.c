@@ -12,15 +12,16 @@ static int64_t block_bytes(int32_t format, int32_t k) {
 
 int64_t tk_packed_bytes(int32_t format, int32_t n, int32_t k) { return (n + 15) / 16 * block_bytes(format, k); }
 
+/* By whole rows where the thread has just made them so, else by pieces of rows. */
 static void quantise_rows(prog *p, const tk_instruction *i, int32_t t, int32_t rows) {
   int32_t g = (i->k + 31) / 32, a, b;
-  my_part(p, t, rows * g, &a, &b);
-  while (a < b) {
-    int32_t row = a / g, first = a % g, last = least_of(g, first + b - a);
+  int32_t wide = p->joined[i - p->code] == TK_BY_ROWS ? g : WIDE / 32, pieces = (g + wide - 1) / wide;
+  my_part(p, t, rows * pieces, &a, &b);
+  for (; a < b; a++) {
+    int32_t row = a / pieces, first = a % pieces * wide;
     size_t base = (size_t)row * g;
-    p->kernels->quantise(at(p, i->src, row, i->src_at), i->k, first, last, p->q + base * 32, p->scale + base,
-                         p->sum + base);
-    a += last - first;
+    p->kernels->quantise(at(p, i->src, row, i->src_at), i->k, first, least_of(g, first + wide), p->q + base * 32,
+                         p->scale + base, p->sum + base);
   }
 }
 

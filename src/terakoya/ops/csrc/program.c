@@ -38,6 +38,21 @@ int32_t tk_can(const char *isa) {
   return 0;
 }
 
+static int32_t treats_rows(const tk_instruction *i) {
+  return i->op == TK_EMBED || i->op == TK_PLACE || i->op == TK_NORM || i->op == TK_ROTARY || i->op == TK_CLIP ||
+         i->op == TK_TEMPER || i->op == TK_COPY || i->op == TK_GATE;
+}
+
+/* Whether each thread may go on from `i` to `j` without waiting: what it then reads, it has written itself. Rows are
+ * shared out alike by all that treat rows, columns by what treats columns and by the rounding of a layer's input. */
+static int32_t joins(const tk_instruction *i, const tk_instruction *j) {
+  int32_t linear = j->op == TK_LINEAR && j->format != TK_F32;
+  if (i->rows != j->rows || i->rows == TK_CHOICES) return TK_MET;
+  if (treats_rows(i) && (treats_rows(j) || linear || j->op == TK_ATTEND)) return TK_BY_ROWS;
+  if (i->op == TK_GLU && linear && i->dst == j->src && i->dst_at == j->src_at && i->k == j->k) return TK_BY_COLUMNS;
+  return TK_MET;
+}
+
 static const tk_kernels *kernels_of(const char *isa) {
   for (int k = 0; k < KINDS; k++)
     if (tk_can(KERNELS[k]->name) && (!*isa || !strcmp(isa, KERNELS[k]->name))) return KERNELS[k];
@@ -66,8 +81,9 @@ tk_program *tk_make(const tk_instruction *code, int32_t length, const int32_t *w
   p->code = malloc(sizeof *code * (size_t)length);
   p->buffer = calloc((size_t)buffers, sizeof *p->buffer);
   p->next = calloc((size_t)length, sizeof *p->next);
+  p->joined = calloc((size_t)length + 1, 1);
   p->pool = tk_pool_make(p->threads);
-  if (!p->code || !p->buffer || !p->next || !p->pool || !p->kernels) {
+  if (!p->joined || !p->code || !p->buffer || !p->next || !p->pool || !p->kernels) {
     tk_free(p);
     return NULL;
   }
@@ -76,6 +92,7 @@ tk_program *tk_make(const tk_instruction *code, int32_t length, const int32_t *w
   int32_t experts = 0;
   for (int32_t n = 0; n < length; n++) {
     const tk_instruction *i = code + n;
+    if (n) p->joined[n] = (int8_t)joins(i - 1, i);
     if ((i->op == TK_LINEAR || i->op == TK_EXPERTS) && i->format != TK_F32) p->groups = most_of(p->groups, (i->k + 31) / 32);
     if (i->op == TK_ROUTE) experts = most_of(experts, i->n);
   }
@@ -90,7 +107,7 @@ void tk_free(prog *p) {
   if (!p) return;
   tk_pool_free(p->pool);
   for (int32_t b = 2; p->buffer && b < p->buffers; b++) free(p->buffer[b].data);
-  free(p->code), free(p->buffer), free(p->next), free(p->q), free(p->scale), free(p->sum), free(p->chosen);
+  free(p->code), free(p->buffer), free(p->next), free(p->joined), free(p->q), free(p->scale), free(p->sum), free(p->chosen);
   free(p->first), free(p->member), free(p->share), free(p->partial), free(p->owner), free(p->position);
   free(p);
 }
@@ -226,7 +243,6 @@ static void do_columns(prog *p, const tk_instruction *i, int32_t row, int32_t a,
 }
 
 static void by_columns(prog *p, const tk_instruction *i, int32_t t) {
-  enum { WIDE = 256 };
   int32_t a, b, pieces = (i->k + WIDE - 1) / WIDE;
   my_part(p, t, rows_of(p, i->rows) * pieces, &a, &b);
   for (; a < b; a++) do_columns(p, i, a / pieces, a % pieces * WIDE, least_of(WIDE, i->k - a % pieces * WIDE));
@@ -250,7 +266,7 @@ static void run(void *given, int32_t t) {
       case TK_GLU: case TK_ACT: case TK_LOGITS: case TK_ADD: by_columns(p, i, t); break;
       default: by_rows(p, i, t);
     }
-    if (n + 1 < p->to) meet(p);
+    if (n + 1 < p->to && !p->joined[n + 1]) meet(p);
   }
 }
 

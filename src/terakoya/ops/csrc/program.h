@@ -16,6 +16,7 @@ struct tk_program {
   const tk_kernels *kernels;
   tk_pool *pool;
   atomic_int *next; /* by instruction: the first piece of work nobody has taken */
+  int8_t *joined;   /* by instruction: each thread goes on from the one before with what it made itself, unmet */
   /* inputs in int8, for the widest quantised layer */
   int32_t groups;
   int8_t *q;
@@ -47,6 +48,9 @@ static inline float *at(const prog *p, int32_t buffer, int32_t row, int32_t colu
 static inline void meet(prog *p) {
   if (p->threads > 1) tk_pool_meet(p->pool);
 }
+enum { WIDE = 256 }; /* columns of a piece where rows are cut */
+enum { TK_MET, TK_BY_ROWS, TK_BY_COLUMNS };
+
 /* The pieces [*a, *b) of n that are thread t's. */
 static inline void my_part(const prog *p, int32_t t, int32_t n, int32_t *a, int32_t *b) {
   *a = (int32_t)((int64_t)n * t / p->threads);
