@@ -144,15 +144,20 @@ class Engine:
         """Answer all, in order, however many; the choices of each."""
         handles: deque[Handle] = deque()
         done: list[list[Completion]] = []
-        for request in requests:
-            while True:
-                try:
-                    handles.append(self.submit(request))
-                    break
-                except EngineError as error:
-                    if error.kind != "overloaded" or not handles:
-                        raise
-                    done.append(handles.popleft().result())
+        try:
+            for request in requests:
+                while True:
+                    try:
+                        handles.append(self.submit(request))
+                        break
+                    except EngineError as error:
+                        if error.kind != "overloaded" or not handles:
+                            raise
+                        done.append(handles.popleft().result())
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
         return done + [h.result() for h in handles]
 
     def _check(self, request: Request) -> None:

@@ -94,8 +94,8 @@ class Text:
         self._stop = Stop(stop)
         self._stream: Stream | None = None
         if tokenizer is not None:
-            fresh = tokenizer.stream(start=all(id in set(tokenizer.specials.values()) for id in prompt))
-            self._stream = fresh
+            controls = set(tokenizer.specials.values())
+            self._stream = tokenizer.stream(start=all(id in controls for id in prompt))
         names = {} if tokenizer is None else {i: n for n, i in tokenizer.specials.items() if i in show}
         self._names = names
 
