@@ -72,7 +72,8 @@ def files(run: Path) -> dict[str, bytes]:
     [(f"method={m}",) for m in METHODS]
     + [("method=reward", "adapter=none")]
     + [("adapter=dora",), ("adapter=ia3",), ("adapter=none",), ("adapter=top", "adapter.layers=1"),
-       ("adapter.init=pissa", "adapter.rank=2"), ("rows.micro=3", "adapter.ratio=16"), ("quantise=nf4",)],
+       ("adapter.init=pissa", "adapter.rank=2"), ("rows.micro=3", "adapter.ratio=16"), ("quantise=nf4",),
+       ("recompute=true", "adapter=dora")],
     ids=" ".join,
 )  # fmt: skip
 def test_a_run_stopped_and_resumed_is_the_same_to_the_bit(changes: tuple[str, ...], tmp_path: Path) -> None:

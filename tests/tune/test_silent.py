@@ -21,6 +21,7 @@ from terakoya.tune import adapters
 from terakoya.tune.adapters import Lora
 from terakoya.tune.formats import Talk
 from terakoya.tune.pack import Packer, laid
+from terakoya.tune.recompute import recompute
 from terakoya.tune.samples import Sample, encode
 from terakoya.tune.score import answers, targets_of, token_scores
 from tests.tune.test_data import some_samples
@@ -143,3 +144,16 @@ def test_scores_in_chunks_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None
     hidden = model(batch.tokens, Packed(batch.cu.diff().tolist()))
     want = F.log_softmax(model.head(hidden) / 0.8, -1).gather(-1, batch.targets[:, None])[batch.weights != 0, 0]
     torch.testing.assert_close(out[0][0], want.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_computing_again_changes_no_bit() -> None:
+    batch = laid(some_samples(8))
+    out = []
+    for again in (False, True):
+        model = adapted()
+        if again:
+            recompute(model)
+        loss, _, _ = gradients(model, [batch], answers)
+        out.append((loss, grads(model)))
+    assert out[0][0] == out[1][0]
+    assert torch.equal(out[0][1], out[1][1])

@@ -92,6 +92,7 @@ class Tune:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
+    recompute: bool = False  # compute each block again going back: less memory, about a third more time
     seed: int = 0
 
     def __post_init__(self) -> None:

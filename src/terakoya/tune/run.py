@@ -32,6 +32,7 @@ from terakoya.tune.methods import Distil, Grpo, Reward, Sft
 from terakoya.tune.preference import Judgements
 from terakoya.tune.quantised import quantise
 from terakoya.tune.recipe import Budget, Tune
+from terakoya.tune.recompute import recompute
 from terakoya.tune.reinforce import Trials
 from terakoya.tune.reward import NAME as SCORE
 from terakoya.tune.reward import add_head, described
@@ -196,6 +197,8 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = Non
     adapters.prepare(model, recipe.adapter, seed=recipe.seed)
     if isinstance(recipe.method, Reward):
         add_head(model, recipe.seed)
+    if recipe.recompute:
+        recompute(model)
     work = made(recipe, model, tokenizer, place.name, run.folder, teacher)
     optimizer = Optimizer(model, recipe.optim, adapters.gains(model))
     if not (run.folder / "environment.json").exists():
