@@ -185,7 +185,8 @@ def test_async_client(running: Running) -> None:
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]),
         ("messages", [*USER, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]),
         ("messages", [{"role": "user", "content": "長" * 300}]), ("chat_template", "{{ evil }}"),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]), ("store", True), ("reasoning_effort", "low"),
+        ("tools", [{"type": "function", "function": {"name": "a b"}}]), ("tool_choice", "required"),
+        ("store", True), ("reasoning_effort", "low"),
         ("stream_options", {"include_usage": True}), ("frobnicate", 1), ("model", 5), ("max_completion_tokens", 7),
     ],
 )  # fmt: skip

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from terakoya import __version__
 from terakoya.errors import TerakoyaError
-from terakoya.serve import openai, operations, pages
+from terakoya.serve import ollama, openai, operations, pages, responses
 from terakoya.serve.guard import Guard
 from terakoya.serve.house import House
 from terakoya.serve.problem import Problem, invalid, problem_of
@@ -33,7 +34,7 @@ def application(house: House) -> Guard:
         redoc_url=None,
         lifespan=lambda _: _life(house),
     )
-    for module in (openai, operations):
+    for module in (openai, responses, ollama, operations):
         app.include_router(module.routes(house))
     known = pages.files()
     app.include_router(pages.routes(known))
@@ -73,6 +74,10 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return _said(request, invalid(error.errors()))
+
+    @app.exception_handler(ValidationError)
+    async def _converted(request: Request, error: ValidationError) -> Response:
         return _said(request, invalid(error.errors()))
 
     @app.exception_handler(HTTPException)

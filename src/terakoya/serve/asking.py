@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from terakoya.engine.grammar import Grammar
+from terakoya.engine.regions import Region, Regions, marks, opened
 from terakoya.engine.request import Request
 from terakoya.engine.sampling import Sampling
+from terakoya.engine.template import encode
 from terakoya.errors import TerakoyaError
-from terakoya.serve.fields import ChatRequest, CompletionRequest, Drawing
+from terakoya.serve import tools as toolbox
+from terakoya.serve.fields import ChatRequest, CompletionRequest, Drawing, Tool
 from terakoya.serve.fields import Message as Said
 from terakoya.serve.problem import Problem
 from terakoya.serve.settings import Limits
 from terakoya.serve.shelf import Served
-from terakoya.tokenizer import Message, Tokenizer, render
+from terakoya.tokenizer import Tokenizer, render
 from terakoya.tokenizer.chat import chosen
 
 T = TypeVar("T")
@@ -45,7 +51,15 @@ def _or(value: T | None, default: T) -> T:
 
 
 def request(
-    served: Served, ids: Sequence[int], body: Drawing, how: Sampling, limits: Limits, tenant: str, logprobs: int | None
+    served: Served,
+    ids: Sequence[int],
+    body: Drawing,
+    how: Sampling,
+    limits: Limits,
+    tenant: str,
+    logprobs: int | None,
+    grammar: Grammar | None = None,
+    show: frozenset[int] = frozenset(),
 ) -> Request:
     """Put a prompt and the fields of a request together."""
     for id in body.stop_token_ids or ():
@@ -61,42 +75,97 @@ def request(
         ignore_end=bool(body.ignore_eos),
         deadline=limits.seconds,
         salt=salt if salt.strip("\0") else "",
+        grammar=grammar or served.forms.of(body.response_format),
+        show=show,
     )
 
 
-def chat(served: Served, body: ChatRequest, limits: Limits, tenant: str) -> Request:
+@dataclass(frozen=True)
+class Talk:
+    """A chat request for the engine, and how its answer is to be read."""
+
+    request: Request
+    regions: tuple[Region, ...] = ()
+    inside: Region | None = None
+    bare: tuple[str, ...] = ()
+
+    def reader(self) -> Regions:
+        """Begin to read one answer."""
+        return Regions(self.regions, inside=self.inside, bare=self.bare)
+
+
+def chat(served: Served, body: ChatRequest, limits: Limits, tenant: str) -> Talk:
     """Write the conversation down in ids, and ask for what comes next."""
-    ids = conversation(served.tokenizer, body.messages, body.chat_template)
+    tools = toolbox.wanted(body)
+    ids = conversation(served, body.messages, body.chat_template, tools)
+    regions = toolbox.regions(served.regions, tools)
+    forced = toolbox.forced(body)
+    grammar = None if forced is None else served.forms.schema(forced)
+    inside = None
+    if any(r.kind == "reasoning" for r in regions):
+        inside = opened(regions, served.tokenizer.decode(ids[-16:], specials=True))
     most = _or(body.max_completion_tokens, _or(body.max_tokens, limits.answer))
-    how = sampling(body, max(most, 1))
     logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
-    return request(served, ids, body, how, limits, tenant, logprobs)
+    asked = request(
+        served, ids, body, sampling(body, most), limits, tenant, logprobs, grammar, marks(regions, served.tokenizer)
+    )
+    return Talk(asked, regions, inside, tuple(t.function.name for t in tools))
 
 
-def conversation(tokenizer: Tokenizer, said: Sequence[Said], template: str | None = None) -> list[int]:
+def conversation(
+    served: Served, said: Sequence[Said], template: str | None = None, tools: Sequence[Tool] = ()
+) -> list[int]:
     """Turn messages to ids, up to where the assistant speaks; a last message of the assistant is continued."""
-    messages = messages_of(said)
+    begun = None
+    if said[-1].role == "assistant" and not said[-1].tool_calls:
+        if len(said) < 2 or said[-2].role == "assistant":
+            raise Problem(400, "an answer to be continued must follow a message of another role", param="messages")
+        said, begun = said[:-1], said[-1].text
+    tokenizer, jinja = served.tokenizer, served.jinja
+    with_tools = bool(tools) or any(m.tool_calls or m.role == "tool" for m in said)
+    ours = tokenizer.template is not None and not (with_tools and "tools" in (tokenizer.jinja or ""))
+    if jinja is not None and template is None and not ours:
+        rows = [_row(m) for m in said]
+        ids = encode(tokenizer, jinja, rows, tools=toolbox.described(tools) or None)
+        return ids if begun is None else ids + tokenizer.encode_parts([(begun, False)], after=ids[-1])
     known = chosen(tokenizer, template)
+    messages = toolbox.plainly(said, tools, known.roles)
     for i, message in enumerate(messages):
         if message.role not in known.roles:
             here = ", ".join(known.roles)
-            raise Problem(
-                400, f"messages[{i}].role: {message.role!r} has no place in {known.name}; there are {here}",
-                param=f"messages[{i}].role", code="invalid_value",
-            )  # fmt: skip
-    if messages[-1].role != "assistant":
-        return render(tokenizer, messages, template=template, answer=True).ids
-    if len(messages) < 2 or messages[-2].role == "assistant":
-        raise Problem(400, "an answer to be continued must follow a message of another role", param="messages")
-    ids = render(tokenizer, messages[:-1], template=template, answer=True).ids
-    begun = messages[-1].content.lstrip() if known.trim else messages[-1].content
+            problem = f"messages[{i}].role: {message.role!r} has no place in {known.name}; there are {here}"
+            raise Problem(400, problem, param=f"messages[{i}].role", code="invalid_value")
+    ids = render(tokenizer, messages, template=template, answer=True).ids
+    if begun is None:
+        return ids
     lead = known.turns["assistant"].lead
-    return ids + tokenizer.encode_parts([(lead, True), (begun, False)], after=ids[-1])
+    return ids + tokenizer.encode_parts([(lead, True), (begun.lstrip() if known.trim else begun, False)], after=ids[-1])
 
 
-def messages_of(said: Sequence[Said]) -> list[Message]:
-    """Return the messages as the tokenizer wants them; `developer` is OpenAI's newer word for `system`."""
-    return [Message("system" if m.role == "developer" else m.role, m.text) for m in said]
+def _row(message: Said) -> dict[str, Any]:
+    """A message as templates want it: the arguments of calls as objects, the parts of a text joined."""
+    row: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.tool_calls:
+        row["tool_calls"] = [
+            {
+                "id": call.id or "",
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _object(call.function.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        row["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content:
+        row["reasoning_content"] = message.reasoning_content
+    return row
+
+
+def _object(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise Problem(400, "the arguments of a tool call must be JSON", param="messages") from None
 
 
 def prompts(served: Served, body: CompletionRequest) -> list[list[int]]:

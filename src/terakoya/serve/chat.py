@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from terakoya.engine.regions import Call, Piece, Regions, whole
 from terakoya.engine.request import Completion, Delta
+from terakoya.serve.asking import Talk
 from terakoya.serve.fields import ChatRequest
 from terakoya.serve.job import Job, broken
 from terakoya.serve.live import DONE, event
@@ -14,40 +17,87 @@ from terakoya.serve.tokens import chat_logprobs
 REASONS = {"stop": "stop", "end": "stop", "length": "length", "abort": "abort", "deadline": "deadline"}
 
 
-async def events(job: Job, body: ChatRequest) -> AsyncIterator[bytes]:
+async def events(job: Job, body: ChatRequest, talk: Talk) -> AsyncIterator[bytes]:
     """Yield the answer as server-sent events: role, words, reason, perhaps usage, and the end."""
     head = _head(job, "chat.completion.chunk")
+    readers = [Reader(talk.reader()) for _ in job.done]
     for choice in job.done:
         yield event(_chunk(head, choice.index, {"role": "assistant", "content": ""}))
     async for delta in job.news():
+        reader = readers[delta.index]
         shown = _shown(job, delta)
-        if delta.text or shown:
-            chunk = _chunk(head, delta.index, {"content": delta.text})
-            if body.logprobs:
+        news = reader.take(delta.text, delta.finish is not None)
+        if shown and not news:
+            news = [{"content": ""}]
+        for said in news:
+            chunk = _chunk(head, delta.index, said)
+            if body.logprobs and shown is not None:
                 chunk["choices"][0]["logprobs"] = {"content": shown, "refusal": None}
+                shown = None
             yield event(chunk)
         if delta.finish is not None:
             problem = broken(delta)
             if problem is not None:
                 yield event(problem.body())
                 break
-            yield event(_chunk(head, delta.index, {}, REASONS[delta.finish]))
+            yield event(_chunk(head, delta.index, {}, reader.reason(REASONS[delta.finish])))
     else:
         if body.stream_options and body.stream_options.include_usage:
             yield event({**head, "choices": [], "usage": job.usage(), "timings": job.timings()})
     yield DONE
 
 
-def whole(job: Job, done: list[Completion], body: ChatRequest) -> dict[str, Any]:
+class Reader:
+    """One answer as it comes: what of it is text, reasoning or a call."""
+
+    def __init__(self, regions: Regions) -> None:
+        self._regions = regions
+        self.calls = 0
+
+    def take(self, text: str, last: bool) -> list[dict[str, Any]]:
+        """Take a piece of text; return the deltas that it makes."""
+        pieces = self._regions.push(text) if text else []
+        return [self._delta(piece) for piece in (*pieces, *(self._regions.finish() if last else ()))]
+
+    def _delta(self, piece: Piece) -> dict[str, Any]:
+        if piece.call is not None:
+            self.calls += 1
+            return {"tool_calls": [{"index": self.calls - 1, **called(piece.call)}]}
+        return {"reasoning_content" if piece.kind == "reasoning" else "content": piece.text}
+
+    def reason(self, reason: str) -> str:
+        """Why the answer ended: calls count more than an ordinary end."""
+        return "tool_calls" if self.calls and reason == "stop" else reason
+
+
+def called(call: Call) -> dict[str, Any]:
+    """Write a call, with an id of its own."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def read(talk: Talk, text: str) -> tuple[str, str, list[Call]]:
+    """Read a whole answer -> (text, reasoning, calls)."""
+    regions = talk.reader()
+    return whole([*regions.push(text), *regions.finish()])
+
+
+def answer(job: Job, done: Sequence[Completion], body: ChatRequest, talk: Talk) -> dict[str, Any]:
     """Return the answer in one piece: the deltas joined."""
     choices = []
     for completion in done:
-        message = {"role": "assistant", "content": completion.text, "refusal": None}
+        text, reasoning, calls = read(talk, completion.text)
+        message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = [called(call) for call in calls]
         shown = None
         if body.logprobs:
             kept = (p for p in completion.logprobs if not _end(job, completion.index, p.id))
             shown = {"content": chat_logprobs(job.served, kept), "refusal": None}
         reason = REASONS[completion.finish or "stop"]
+        reason = "tool_calls" if calls and reason == "stop" else reason
         choices.append({"index": completion.index, "message": message, "logprobs": shown, "finish_reason": reason})
     return {**_head(job, "chat.completion"), "choices": choices, "usage": job.usage(), "timings": job.timings()}
 
@@ -60,8 +110,8 @@ def _chunk(head: dict[str, Any], index: int, delta: dict[str, Any], reason: str 
     return {**head, "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}]}
 
 
-def _shown(job: Job, delta: Delta) -> list[dict[str, Any]]:
-    kept = (p for p in delta.logprobs if not _end(job, delta.index, p.id))
+def _shown(job: Job, delta: Delta) -> list[dict[str, Any]] | None:
+    kept = [p for p in delta.logprobs if not _end(job, delta.index, p.id)]
     return chat_logprobs(job.served, kept)
 
 

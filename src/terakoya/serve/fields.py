@@ -21,6 +21,44 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
+class PlainText(Strict):
+    type: Literal["text"]
+
+
+class JsonObject(Strict):
+    type: Literal["json_object"]
+
+
+class NamedSchema(Strict):
+    name: str | None = Field(None, max_length=256)
+    description: str | None = Field(None, max_length=16_384)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchema(Strict):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class Regex(Strict):
+    type: Literal["regex"]
+    pattern: str
+
+
+class Lark(Strict):
+    type: Literal["grammar"]
+    grammar: str
+
+
+class Choice(Strict):
+    type: Literal["choice"]
+    choices: list[str] = Field(min_length=1)
+
+
+Format = Annotated[PlainText | JsonObject | JsonSchema | Regex | Lark | Choice, Field(discriminator="type")]
+
+
 class Drawing(Strict):
     """How tokens are chosen. Defaults are OpenAI's: the model's own distribution."""
 
@@ -44,6 +82,7 @@ class Drawing(Strict):
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=1 << 24)
     user: str | None = Field(None, max_length=512, description="cached prompts are not shared between users")
+    response_format: Format | None = None
     prompt_cache_key: str | None = Field(None, max_length=512, description="keeps cached prompts apart, like user")
 
     @field_validator("stop")
@@ -75,20 +114,67 @@ class TextPart(Strict):
     text: str
 
 
+class CalledFunction(Strict):
+    name: str = Field(max_length=256)
+    arguments: str
+
+
+class ToolCall(Strict):
+    id: str | None = Field(None, max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None  # as streams have it
+
+
 class Message(Strict):
     """Who said what. A last message of the assistant is continued."""
 
     role: str = Field(max_length=64)
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=128)
+    tool_call_id: str | None = Field(None, max_length=256)
+    reasoning_content: str | None = Field(None, description="shown to the model again only if its template does so")
+    # What our own answers have, and clients send back.
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[Any] | None = Field(None, max_length=0)
+
+    @model_validator(mode="after")
+    def _says(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls are the assistant's")
+        return self
 
     @property
     def text(self) -> str:
         """The words, parts joined."""
+        if self.content is None:
+            return ""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ResponseFormat(Strict):
-    type: Literal["text"]
+class Function(Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = Field(None, max_length=16_384)
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Strict):
+    name: str
+
+
+class NamedTool(Strict):
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class ChatRequest(Drawing):
@@ -100,14 +186,13 @@ class ChatRequest(Drawing):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     chat_template: str | None = Field(None, max_length=64, description="the name of a template that Terakoya knows")
-    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     # Fields with one value that changes nothing; any other is refused.
     store: Literal[False] | None = None
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    tools: list[Any] | None = Field(None, max_length=0)
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = Field(None, max_length=0)
 
     @model_validator(mode="after")
@@ -116,6 +201,15 @@ class ChatRequest(Drawing):
             raise ValueError("top_logprobs needs logprobs=true")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise ValueError("max_tokens and max_completion_tokens disagree")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools: two have the same name")
+        if self.tool_choice not in (None, "none", "auto") and not names:
+            raise ValueError("tool_choice needs tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice names none of the tools")
+        if names and self.tool_choice != "none" and self.response_format not in (None, PlainText(type="text")):
+            raise ValueError("response_format and tools contradict each other; set tool_choice to none")
         return self
 
 

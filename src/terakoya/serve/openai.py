@@ -10,11 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from terakoya.engine.request import Logprob
+from terakoya.engine.request import Request as EngineRequest
 from terakoya.serve import asking, chat, completions
 from terakoya.serve.fields import ChatRequest, CompletionRequest
 from terakoya.serve.house import House
 from terakoya.serve.job import Job, unless_gone
 from terakoya.serve.live import Live, packed
+from terakoya.serve.problem import Problem
+from terakoya.serve.shelf import Served
 from terakoya.serve.tokens import prompt_logprobs
 
 
@@ -40,11 +43,11 @@ def routes(house: House) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         """Answer a conversation."""
-        job = await house.begin(body.model, http, lambda s, who: [asking.chat(s, body, house.limits, who)])
+        job, talk = await talked(house, body, http)
         if body.stream:
-            return Live(chat.events(job, body), job.close, house.limits)
+            return Live(chat.events(job, body, talk), job.close, house.limits)
         try:
-            return answer(chat.whole(job, await job.finish(http.receive), body))
+            return answer(chat.answer(job, await job.finish(http.receive), body, talk))
         finally:
             job.close()
 
@@ -53,14 +56,31 @@ def routes(house: House) -> APIRouter:
         """Continue a text, or several."""
         return await _completions(house, body, http)
 
+    @router.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        """Refused: no model that is served here makes embeddings."""
+        raise Problem(400, "no model here makes embeddings: they continue texts", param="model", code="unsupported")
+
     return router
+
+
+async def talked(house: House, body: ChatRequest, http: Request) -> tuple[Job, asking.Talk]:
+    """Submit a conversation -> (the job, how its answer is to be read)."""
+    kept: list[asking.Talk] = []
+
+    def prepare(served: Served, who: str) -> list[EngineRequest]:
+        kept.append(asking.chat(served, body, house.limits, who))
+        return [kept[0].request]
+
+    job = await house.begin(body.model, http, prepare)
+    return job, kept[0]
 
 
 async def _completions(house: House, body: CompletionRequest, http: Request) -> Response:
     scored = body.max_tokens == 0
     prompts: list[tuple[int, ...]] = []
 
-    def prepare(served: Any, who: str) -> list[Any]:
+    def prepare(served: Served, who: str) -> list[EngineRequest]:
         requests = asking.completions(served, body, house.limits, who)
         for request in requests:
             served.engine._check(request)

@@ -16,7 +16,6 @@ from terakoya.serve.openai import answer
 from terakoya.serve.problem import Problem
 from terakoya.serve.shelf import Served
 from terakoya.serve.tokens import spelt
-from terakoya.tokenizer import written
 
 
 def routes(house: House) -> APIRouter:
@@ -57,8 +56,8 @@ def routes(house: House) -> APIRouter:
         """Write a conversation as the model reads it; control tokens are shown by name."""
 
         def work(served: Served) -> dict[str, Any]:
-            messages = asking.messages_of(body.messages)
-            return {"prompt": written(served.tokenizer, messages, template=body.chat_template, answer=True)}
+            ids = asking.conversation(served, body.messages, body.chat_template)
+            return {"prompt": served.tokenizer.decode(ids, specials=True)}
 
         return answer(await house.quickly(body.model, work))
 
@@ -67,7 +66,7 @@ def routes(house: House) -> APIRouter:
 
 def _tokens(served: Served, body: TokenizeRequest) -> dict[str, Any]:
     if body.messages is not None:
-        ids = asking.conversation(served.tokenizer, body.messages)
+        ids = asking.conversation(served, body.messages)
     else:
         ids = asking.text_ids(served.tokenizer, body.prompt or "", body.add_special_tokens)
     found: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": served.engine.context}

@@ -23,6 +23,11 @@ FIELDS = {
     "chat template": "chat_template",
     "request": "prompt",
     "token id": "prompt",
+    "json_schema": "response_format",
+    "regex": "response_format",
+    "lark": "response_format",
+    "choice": "response_format",
+    "grammar": "response_format",
 }
 
 
@@ -55,7 +60,7 @@ def problem_of(error: TerakoyaError, *, retry: int = 1) -> Problem:
     return Problem(
         status,
         message,
-        param="messages" if error.kind == "too long" else None,
+        param="messages" if error.kind == "too long" else "response_format" if error.kind == "grammar" else None,
         code=CODES.get(error.kind),
         retry=retry if status in (429, 503) else None,
     )

@@ -6,10 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from terakoya.engine.engine import Engine
+from terakoya.engine.regions import Region, regions_of
+from terakoya.engine.template import Jinja
 from terakoya.errors import TerakoyaError
+from terakoya.serve.forms import Forms
 from terakoya.serve.problem import Problem
 from terakoya.serve.settings import Limits
 from terakoya.tokenizer import Tokenizer
@@ -26,13 +30,26 @@ class Served:
             raise TerakoyaError(name, "has no tokenizer beside it", allowed="a folder with tokenizer.json")
         self.name, self.loaded, self.engine = name, loaded, engine
         self.tokenizer: Tokenizer = loaded.tokenizer
+        self.forms = Forms(loaded.tokenizer)
         self.users = 0
         self.used = time.monotonic()
+        self.stay: float | None = None  # seconds to stay open when idle, where a client said so
 
     @property
     def chats(self) -> bool:
         """Whether the model has a chat template: without one it continues texts, and is not asked to talk."""
-        return self.tokenizer.template is not None
+        return self.tokenizer.template is not None or self.jinja is not None
+
+    @cached_property
+    def jinja(self) -> Jinja | None:
+        """The template that came with the model's files, where it is one that can be read."""
+        source = self.tokenizer.jinja
+        return Jinja(source) if source else None
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The marks of reasoning and tool calls that this model knows."""
+        return regions_of(" ".join((self.tokenizer.jinja or "", *self.tokenizer.specials)))
 
 
 class Lease:
@@ -142,16 +159,16 @@ class Shelf:
 
     def start(self) -> None:
         """Begin to look after idle models."""
-        if self.idle > 0:
-            self._keeper = asyncio.create_task(self._keep())
+        self._keeper = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(min(self.idle / 4, 30.0))
+            await asyncio.sleep(min(self.idle / 4 or 1.0, 1.0))
             async with self._lock:
                 now = time.monotonic()
                 for served in list(self.open.values()):
-                    if not served.users and now - served.used >= self.idle:
+                    stay = served.stay if served.stay is not None else self.idle or float("inf")
+                    if not served.users and now - served.used >= stay:
                         await self._close(served)
 
     def abort(self) -> None:
