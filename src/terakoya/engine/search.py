@@ -42,6 +42,7 @@ def beam(
     logprobs = _read(model, memory, [list(prompt)])[1].log_softmax(-1)
     live: list[Found] = [Found([], 0.0, 0.0)]
     done: list[Found] = []
+    length = 0
     for length in range(1, tokens + 1):
         totals = logprobs + torch.tensor([[f.logprob] for f in live])
         count = min((1 + len(ending)) * width, totals.numel())  # enough, should all that end be among the best
