@@ -113,7 +113,7 @@ class Recipe:
     keep: Keep = field(default_factory=Keep)
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False  # torch.compile of the blocks; losses agree with the plain ones to 1e-5 (tests/train/test_compile.py)
+    compile: bool = False  # of the blocks; losses agree with the plain ones to 1e-5 (test_compile.py)
     seed: int = 0
     track: tuple[Track, ...] = ()  # boards that show the metrics too
 
