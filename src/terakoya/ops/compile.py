@@ -54,7 +54,10 @@ def _sources() -> list[Path]:
 
 
 def _kinds() -> dict[str, tuple[str, ...]]:
-    return X86 if platform.machine().lower() in ("x86_64", "amd64") else {}
+    """Return the flags of each set of kernels."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return {"portable": ()}
+    return {"portable": ("-O2",), **X86}  # a last resort there: not worth a long build
 
 
 def _key(compiler: str) -> str:
@@ -93,7 +96,7 @@ def _build(compiler: str, target: Path) -> None:
         folder = Path(made)
         plain = [path for path in _sources() if path.suffix == ".c"]
         kernels = next(path for path in plain if path.name == "kernels.c")
-        kinds = {"portable": (), **_kinds()}
+        kinds = _kinds()
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             jobs = {
                 kind: pool.submit(_compile, compiler, kernels, folder / f"{kind}.o", _named(kind, flags))
