@@ -36,6 +36,7 @@ def files() -> dict[str, File]:
             data = path.read_bytes()
             file = File(data, KINDS[path.suffix], f'"{hashlib.sha256(data).hexdigest()[:16]}"')
             found[{"index.html": "/", "docs.html": "/docs"}.get(path.name, f"/page/{path.name}")] = file
+    found["/favicon.ico"] = found["/page/icon.svg"]  # what browsers ask for before they have read the page
     return found
 
 

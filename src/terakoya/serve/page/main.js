@@ -51,15 +51,12 @@ function fill(body, node) {
   const tokens = state.tokens.get(node.id);
   if (node.role === "user") body.replaceChildren(el("p", { class: "plain" }, node.text));
   else if (settings.probabilities && tokens?.length) body.replaceChildren(view(tokens));
-  else body.replaceChildren(...thought(node.text));
+  else body.replaceChildren(...(node.thought ? [folded(node)] : []), markdown(node.text));
 }
 
-// Reasoning that a model writes between <think> and </think> is folded.
-function thought(text) {
-  const found = text.match(/^\s*<think>([\s\S]*?)(<\/think>|$)([\s\S]*)$/);
-  if (!found) return [markdown(text)];
-  const [, inside, end, rest] = found;
-  return [el("details", { open: !end }, el("summary", {}, t("thinking")), markdown(inside)), markdown(rest)];
+// Reasoning is open while it comes, and folded once the answer begins.
+function folded(node) {
+  return el("details", { open: !node.text }, el("summary", {}, t("thinking")), markdown(node.thought));
 }
 
 function tools(node) {
@@ -193,8 +190,9 @@ async function run(path, body, take) {
       if (choice?.finish_reason) s.end = choice.finish_reason;
       if (choice) {
         const text = choice.delta?.content ?? choice.text ?? "";
-        if (text && s.first === null) s.first = performance.now() - began;
-        if (text) s.tokens += 1;
+        const said = text || choice.delta?.reasoning_content;
+        if (said && s.first === null) s.first = performance.now() - began;
+        if (said) s.tokens += 1;
         take(text, choice);
       }
       if (chunk.usage) {
@@ -224,11 +222,12 @@ async function answer(parent) {
   const extra = settings.probabilities ? { logprobs: true, top_logprobs: 5 } : {};
   node.stats = await run("/v1/chat/completions", { messages: asking, ...extra }, (text, choice) => {
     node.text += text;
+    node.thought = (node.thought ?? "") + (choice.delta.reasoning_content ?? "");
     tokens.push(...chatTokens(choice));
     if (tokens.length) state.tokens.set(node.id, tokens);
     if (!waiting) { waiting = true; setTimeout(() => requestAnimationFrame(paint), Math.min(250, node.text.length / 20)); }
   });
-  if (!node.text && node.stats.end === "stopped") {
+  if (!node.text && !node.thought && node.stats.end === "stopped") {
     delete talk.nodes[node.id];
     talk.leaf = parent;
   }
