@@ -32,19 +32,21 @@ class Attention(nn.Module):
         match s.position:
             case spec.Alibi() as alibi:
                 self.position: nn.Module | None = Alibi(alibi, H, self.look.scale)
-            case spec.Buckets() as buckets:
-                self.position = Buckets(buckets, H)
+            case spec.Buckets() as buckets if not buckets.shared:
+                self.position = Buckets(buckets, H, s.causal)
             case spec.Relative():
                 self.position = Relative(D, H, K, self.look.scale)
             case _:
                 self.position = None
+        self.lent: list[nn.Module] = []  # the stack's position, where all layers have one; the stack owns it
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Mix over time: x (T, D) -> (T, D)."""
         q, k, v = self.project(x, ctx)
         if isinstance(self.position, Relative):
             q = q + self.position.u
-        y = ctx.attend(self.layer, q, k, v, self.look, self.position, self.sinks)
+        position = self.lent[0] if self.lent else self.position
+        y = ctx.attend(self.layer, q, k, v, self.look, position, self.sinks)
         return self.o(y.flatten(1))
 
     def project(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,11 +35,17 @@ def build(s: spec.Model, *, device: torch.device | str = "cpu", dtype: torch.dty
     model = model.to(dtype=dtype)
     if torch.device(device).type == "meta":
         return model
-    tied = s.head.tied
     model = model.to_empty(device=device)
-    if tied:
+    if s.head.tied and s.head.scores == "words":
         model.head.weight = model.embed.token.weight
+    for buffer in model.buffers():
+        buffer.zero_()
     return model
+
+
+def stored(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a checkpoint holds, by name: every parameter once, and constants."""
+    return parameters(model) | dict(model.named_buffers())
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -49,13 +55,21 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def count(s: spec.Model) -> int:
     """Return the exact number of parameters; equal layers are built once, on the meta device, and multiplied."""
-    layers = s.layers()
+    bare = _shallow(s, spec.Block(()), s.encoder and _shallow(s.encoder, spec.Block(()), None))
+    return _numel(build(bare, device="meta")) + _layers(s) + (_layers(s.encoder) if s.encoder else 0)
 
-    def size(block: spec.Block) -> int:
-        return _numel(build(replace(s, depth=1, blocks=(block,), layout=None), device="meta"))
 
-    bare = size(spec.Block(()))
-    return bare + sum(layers.count(block) * (size(block) - bare) for block in set(layers))
+def _shallow(s: spec.Model, block: spec.Block, encoder: spec.Model | None) -> spec.Model:
+    return replace(s, depth=1, blocks=(block,), layout=None, share=None, encoder=encoder)
+
+
+def _layers(s: spec.Model) -> int:
+    """Count the parameters of all layers and of the position they have in common."""
+    layers = s.layers()[: s.share or s.depth]
+    empty = s.encoder and _shallow(s.encoder, spec.Block(()), None)
+    made = {block: build(_shallow(s, block, empty), device="meta") for block in set(layers)}
+    common = max((_numel(m.relative) for m in made.values() if m.relative is not None), default=0)
+    return common + sum(layers.count(block) * _numel(m.layers) for block, m in made.items())
 
 
 def _numel(model: nn.Module) -> int:
@@ -72,13 +86,13 @@ def _role(name: str, p: Tensor, norms: set[str]) -> Role:
     owner, _, leaf = name.rpartition(".")
     if owner in norms:
         return "norm"
-    if owner == "embed.token" or owner == "embed.position":
+    if owner.endswith(("embed.token", "embed.position", "embed.segment")):
         return "embed"
     if owner == "head":
         return "head" if leaf == "weight" else "bias"
     if leaf == "bias" or leaf == "choice_bias":
         return "bias"
-    if p.dim() < 2 or leaf in ("sinks", "u", "w") or owner.endswith(".position"):
+    if p.dim() < 2 or leaf in ("sinks", "u", "w") or owner.endswith(".position") or owner.endswith("relative"):
         return "scalar"
     if owner.endswith(".router") or owner.endswith(".shared_gate"):
         return "router"

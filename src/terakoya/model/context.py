@@ -7,6 +7,7 @@ appends to memory (`Memory.step`). The same modules serve both.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any, Protocol
 
@@ -14,6 +15,18 @@ import torch
 from torch import Tensor
 
 from terakoya.ops.attend import Bias, Look, attend
+
+
+Keys = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""keys(source (S, D)) -> k (S, G, K), v (S, G, K): what a layer of cross-attention makes of an encoder's vectors."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an encoder made of N texts, side by side: hidden (S, D), and how long each is."""
+
+    hidden: Tensor
+    lengths: tuple[int, ...]
 
 
 class Context(Protocol):
@@ -28,6 +41,10 @@ class Context(Protocol):
         """Append k (T, G, K), v (T, G, V) to this layer's memory, then let q (T, H, K) look -> (T, H, V)."""
         ...
 
+    def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
+        """Let q (T, H, K) look at all of its sequence's source -> (T, H, K); `keys` is asked once per source."""
+        ...
+
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         """Return a recurrent layer's memory, each (N, ...); None: start from nothing."""
         ...
@@ -37,7 +54,10 @@ class Context(Protocol):
         ...
 
     def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return what `make` gives, made once per step: rotary tables and the like, common to layers."""
+        """Return what `make` gives, made once per step: rotary tables and the like, common to layers.
+
+        A context that knows better answers for itself: "segments" are the token types (T,) of an encoder.
+        """
         ...
 
 
@@ -56,8 +76,18 @@ class _Shared:
 class Packed(_Shared):
     """Whole sequences side by side, no memory outside the batch: training, scoring. They never see each other."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str | None = None,
+        *,
+        source: Source | None = None,
+        segments: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.lengths, self.source = tuple(lengths), source
+        if segments is not None:
+            self._made["segments"] = segments
         self.cu = [0, *accumulate(lengths)]
         # Neighbours of equal length share one kernel call.
         self.runs = [(n, len(list(same))) for n, same in groupby(lengths)]
@@ -75,6 +105,10 @@ class Packed(_Shared):
             a = b
         return out[0] if len(out) == 1 else torch.cat(out)
 
+    def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
+        assert self.source is not None, "an encoder–decoder wants a source"
+        return look_across(q, self.lengths, *keys(self.source.hidden), self.source.lengths, scale)
+
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         return None
 
@@ -82,11 +116,28 @@ class Packed(_Shared):
         """Forget: nothing outlives the batch."""
 
 
+def look_across(
+    q: Tensor, counts: tuple[int, ...], k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float
+) -> Tensor:
+    """Let each of N runs of queries see all of its own source: q (T, H, K), k and v (S, G, K) -> (T, H, K)."""
+    assert len(counts) == len(lengths), "one source per sequence"
+    look, out, a, b = Look(scale, causal=False), [], 0, 0
+    for (count, length), same in groupby(zip(counts, lengths, strict=True)):
+        n = len(list(same))
+        c, d = a + n * count, b + n * length
+        qs, ks, vs = q[a:c].unflatten(0, (n, count)), k[b:d].unflatten(0, (n, length)), v[b:d].unflatten(0, (n, length))
+        out.append(attend(qs, ks, vs, look).flatten(0, 1))
+        a, b = c, d
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
 class Memory:
     """What N sequences remember between steps: contiguous keys and values per layer, grown by doubling."""
 
-    def __init__(self, sequences: int = 1) -> None:
+    def __init__(self, sequences: int = 1, *, source: Source | None = None) -> None:
         self.lengths = [0] * sequences
+        self.source = source
+        self.sources: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> k, v (S, G, K) of the source
         self.keys: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> k (N, room, G, K), v (N, room, G, V)
         self.states: dict[int, tuple[Tensor, ...]] = {}
 
@@ -142,6 +193,13 @@ class Cached(_Shared):
             keys[n, start:end], vals[n, start:end] = k[a:b], v[a:b]
             out.append(attend(q[None, a:b], keys[n : n + 1, :end], vals[n : n + 1, :end], look, start, bias, sinks)[0])
         return torch.cat(out)
+
+    def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
+        source, held = self.memory.source, self.memory.sources
+        assert source is not None, "an encoder–decoder wants a source"
+        if layer not in held:
+            held[layer] = keys(source.hidden)
+        return look_across(q, tuple(self.counts), *held[layer], source.lengths, scale)
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         return self.memory.states.get(layer)

@@ -126,18 +126,21 @@ class Alibi(nn.Module):
 class Buckets(nn.Module):
     """Score term table[bucket(distance)]: near distances one bucket each, far ones by logarithm (Raffel 2019)."""
 
-    def __init__(self, s: spec.Buckets, heads: int) -> None:
+    def __init__(self, s: spec.Buckets, heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.spec = s
+        self.spec, self.causal = s, causal
         self.weight = nn.Parameter(torch.empty(s.count, heads))
 
     def forward(self, q: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """Return the term: q (B, T, H, K), q_pos (T,), k_pos (S,) -> (H, T, S)."""
-        near, last = self.spec.count // 2, self.spec.count - 1
-        gap = (q_pos[:, None] - k_pos[None, :]).clamp(min=0)
+        gap = q_pos[:, None] - k_pos[None, :]
+        count = self.spec.count if self.causal else self.spec.count // 2  # the other half: what follows
+        after = torch.zeros_like(gap) if self.causal else (gap < 0) * count
+        gap = gap.clamp(min=0) if self.causal else gap.abs()
+        near = count // 2
         steps = torch.log(gap.clamp(min=1).float() / near) / math.log(self.spec.furthest / near)
-        far = near + (steps * (self.spec.count - near)).long()
-        return self.weight[torch.where(gap < near, gap, far.clamp(max=last))].permute(2, 0, 1)
+        far = near + (steps * (count - near)).long()
+        return self.weight[after + torch.where(gap < near, gap, far.clamp(max=count - 1))].permute(2, 0, 1)
 
 
 class Relative(nn.Module):
