@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import torch
 
@@ -15,11 +16,13 @@ from terakoya.zoo.convert import Loaded
 from tests.engine.engine_fakes import byte_tokenizer
 
 TOLERANCE = 1e-4  # relative to the scale of the logits, fp32
+BY: ContextVar[str] = ContextVar("by", default="auto")  # who computes, where a test does not say
 
 
 def engine_of(model: Model, **more) -> Engine:
     """An engine that nobody steps but the test, with poisoned memory and pages counted after every change."""
     settings = {"memory_bytes": 4 << 20, "threaded": False, "poison": True, "max_tokens_per_step": 32} | more
+    settings = {"by": BY.get()} | settings
     return Engine(Loaded(model, byte_tokenizer(), "test"), **settings)
 
 

@@ -21,10 +21,18 @@ from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
 from terakoya.zoo.convert import Loaded
 from tests.engine.engine_fakes import Actor, byte_tokenizer, tiny
-from tests.engine.engine_laws import asked, empty, engine_of
+from tests.engine.engine_laws import BY, asked, empty, engine_of
 from tests.model import small
 
 PROMPT = (100, 7, 200, 33, 65)
+
+
+@pytest.fixture(scope="module", autouse=True, params=["native", "torch"])
+def by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every law holds for both who may compute."""
+    token = BY.set(request.param)
+    yield request.param
+    BY.reset(token)
 
 
 @pytest.fixture(scope="module")
@@ -217,18 +225,18 @@ def test_deadline(model: Model) -> None:
 
 def broken(engine: Engine, problem: BaseException | None, when: int) -> None:
     """Let the model fail (or give NaN) in its `when`-th step from now, once."""
-    forward, count = engine.model.forward, 0
+    compute, count = engine.runner.compute, 0
 
-    def failing(tokens: Tensor, ctx) -> Tensor:
+    def failing(*step) -> Tensor:
         nonlocal count
         count += 1
         if count == when:
             if problem is not None:
                 raise problem
-            return forward(tokens, ctx) * float("nan")
-        return forward(tokens, ctx)
+            return compute(*step) * float("nan")
+        return compute(*step)
 
-    engine.model.forward = failing
+    engine.runner.compute = failing
 
 
 @pytest.mark.parametrize(
@@ -343,7 +351,7 @@ def test_deterministic(name: str) -> None:
 
     def engine(**more) -> Engine:
         settings = {"memory_bytes": 1 << 20, "threaded": False, "poison": True, "max_tokens_per_step": 64} | more
-        return Engine(Loaded(model, None, "test"), deterministic=True, **settings)
+        return Engine(Loaded(model, None, "test"), deterministic=True, by=BY.get(), **settings)
 
     rng = random.Random(1)
     needle = Request(
@@ -398,8 +406,9 @@ def test_drafts_are_accepted_where_text_repeats() -> None:
     assert engine.counts.steps < 40
 
 
-def test_the_first_line_says_what_runs(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_line_says_what_runs(model: Model, by: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "terakoya.engine"):
         engine_of(model)
     assert "device cpu · weights float32 · memory" in caplog.text
-    assert "tokens · context 256 · threads" in caplog.text
+    assert "tokens in float32 · context 256 · threads" in caplog.text
+    assert ("by the native program" if by == "native" else "by PyTorch") in caplog.text

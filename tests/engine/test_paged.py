@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from terakoya.model.build import Init, build, initialise
 from terakoya.model.context import Context
 from terakoya.model.model import Model
 from terakoya.zoo import lineage
-from tests.engine.engine_laws import TOLERANCE, asked, empty, engine_of, furthest
+from tests.engine.engine_laws import BY, TOLERANCE, asked, empty, engine_of, furthest
 from tests.model import small
 
 VOCAB = 259
@@ -70,6 +71,14 @@ def kinds() -> dict[str, Model]:
 KINDS = kinds()
 
 
+@pytest.fixture(params=["auto", "torch"])
+def by(request: pytest.FixtureRequest) -> Iterator[str]:
+    token = BY.set(request.param)
+    yield request.param
+    BY.reset(token)
+
+
+@pytest.mark.usefixtures("by")
 @pytest.mark.parametrize("name", KINDS)
 def test_whatever_happens_the_numbers_stay(name: str) -> None:
     """Mixed with others and in chunks of any size; then the same prompts again and longer ones, from the cache."""
@@ -98,6 +107,7 @@ def test_whatever_happens_the_numbers_stay(name: str) -> None:
         empty(engine)
 
 
+@pytest.mark.usefixtures("by")
 @pytest.mark.parametrize("name", ["rope", "mixed reach", "latent", "recurrent", "hybrid"])
 def test_preempted_and_resumed(name: str) -> None:
     model = KINDS[name]

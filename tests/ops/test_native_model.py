@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from terakoya.engine.native import Native, NativeModel, fastest
+from terakoya.engine.native import Native, NativeModel
+from terakoya.engine.runner import fastest
 from terakoya.model import spec
 from terakoya.model.build import parameters
 from terakoya.model.context import Memory, Packed
@@ -199,7 +200,8 @@ def test_memory_of_nan_is_never_read() -> None:
     clean, dirty = program.slot(), program.slot()
     for slot, value in ((clean, 0.0), (dirty, float("nan"))):
         slot.reserve(64)
-        slot.data.fill(value)
+        for held in slot.data:
+            held.fill(value)
     x = some_tokens(40).tolist()
     want, got = ([program.step(x[:7], [s], [7]), *(program.step([t], [s], [1]) for t in x[7:])] for s in (clean, dirty))
     assert torch.equal(torch.cat(want), torch.cat(got))

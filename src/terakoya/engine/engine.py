@@ -17,13 +17,15 @@ from torch import Tensor
 from terakoya.engine import sampler
 from terakoya.engine.generate import check
 from terakoya.engine.handle import Handle
-from terakoya.engine.paged import Part, compute, probe
+from terakoya.engine.paged import Part
 from terakoya.engine.request import Completion, EngineError, Request
+from terakoya.engine.runner import By, runner
 from terakoya.engine.scheduler import Row, Scheduler
 from terakoya.engine.sequence import Choice
 from terakoya.engine.steady import steady
 from terakoya.engine.store import BLOCK, Shape, Store
 from terakoya.errors import TerakoyaError
+from terakoya.ops.lower import Weights
 from terakoya.zoo.convert import Loaded
 
 log = logging.getLogger("terakoya.engine")
@@ -45,16 +47,21 @@ class Counts:
 class Engine:
     """Answer many requests at once with one model.
 
-    `memory_bytes` is the budget for keys, values and states (None: a quarter of what is free, and no more
-    than `max_running` whole contexts need). A step computes at most `max_tokens_per_step` tokens. `deterministic`: the
-    same request gives the same bits whatever else is going on; it costs speed when few run. `threaded=False`: nobody
-    steps but the caller, by `step` or by waiting for a result. Closes with `close` or at the end of a `with`.
+    `weights`: None: as they came; int8 or int4: smaller and a little worse. `by`: who computes (see `runner`);
+    `threads` of the native program (None: as many as PyTorch has). `memory_bytes` is the budget for keys, values and
+    states (None: a quarter of what is free, and no more than `max_running` whole contexts need). A step computes at
+    most `max_tokens_per_step` tokens. `deterministic`: the same request gives the same bits whatever else is going
+    on; it costs speed when few run. `threaded=False`: nobody steps but the caller, by `step` or by waiting for a
+    result. Closes with `close` or at the end of a `with`.
     """
 
     def __init__(
         self,
         loaded: Loaded,
         *,
+        weights: Weights | None = None,
+        by: By = "auto",
+        threads: int | None = None,
         memory_bytes: int | None = None,
         max_tokens_per_step: int = 512,
         max_running: int = 64,
@@ -65,13 +72,14 @@ class Engine:
         poison: bool = False,
     ) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.device = next(self.model.parameters()).device
+        self.runner = runner(loaded, by=by, weights=weights, threads=threads)
+        self.device = self.runner.device
         self.vocab = min(self.model.spec.vocab, loaded.tokenizer.vocab_size if loaded.tokenizer else 1 << 40)
         self.max_waiting, self.max_waiting_tokens = max_waiting, max_waiting_tokens
         budget = max(max_tokens_per_step, 2 * BLOCK if deterministic else 1)
         unit = max(BLOCK, budget // 2 // BLOCK * BLOCK) if deterministic else None
         running = max(1, min(max_running, budget - (unit or 0)))
-        shapes = probe(self.model, self.device)
+        shapes = self.runner.shapes()
         if memory_bytes is None:
             memory_bytes = _memory(self.device, shapes, self.model.spec.context, running)
         self.store = Store(shapes, memory_bytes, sequences=running, step=budget, device=self.device, poison=poison)
@@ -79,7 +87,7 @@ class Engine:
         self.scheduler = Scheduler(self.store, budget=budget, running=running, unit=unit)
         self.multiple: int | None = 1  # rows of a step are padded to a multiple of it; None: each choice by itself
         if deterministic:
-            self.multiple = steady(self.model, shapes)
+            self.multiple = steady(self.runner, shapes)
         self.counts = Counts()
         self._inbox: deque[Choice] = deque()
         self._news = threading.Condition()
@@ -93,14 +101,14 @@ class Engine:
 
     def describe(self) -> str:
         """Return one line: where, in what, for how much, and what falls back."""
-        first = next(self.model.parameters())
+        kinds = sorted({str(d).removeprefix("torch.") for s in self.store.shapes.values() for d in s.dtypes})
         facts = [
             f"device {self.device}",
-            f"weights {str(first.dtype).removeprefix('torch.')}",
-            f"memory {self.store.bytes / 2**20:,.0f} MiB for {self.store.capacity:,} tokens",
+            f"weights {self.runner.weights}",
+            f"memory {self.store.bytes / 2**20:,.0f} MiB for {self.store.capacity:,} tokens in {' and '.join(kinds)}",
             f"context {self.context:,}",
-            f"threads {torch.get_num_threads()}",
-            "model by PyTorch",
+            f"threads {self.runner.threads}",
+            self.runner.words,
         ]
         if self.scheduler.unit is not None:
             how = "each choice by itself" if self.multiple is None else f"rows in multiples of {self.multiple}"
@@ -207,7 +215,7 @@ class Engine:
         self.counts.computed += sum(row.count for row in rows)
 
     def _compute(self, parts: Sequence[Part], ids: Sequence[Sequence[int]], picks: Sequence[int]) -> Tensor:
-        return compute(self.model, self.store, parts, ids, picks, self.multiple or 1)[:, : self.vocab].float()
+        return self.runner.compute(self.store, parts, ids, picks, self.multiple or 1)[:, : self.vocab].float()
 
     def _advance(self, rows: list[Row], logits: Tensor) -> None:
         """Draw for the rows that caught up, and take note of what is computed; a row that fails fails alone."""

@@ -1,13 +1,11 @@
-"""A model whose every step is one call into the C library: same calls as `model.Model`, memory of its own.
+"""A model whose every step is one call into the C library: the numbers of `model.Model`, memory by pages.
 
-`NativeModel` stands in for a `Model` wherever text is generated: `model(tokens, ctx)` gives hidden vectors and
-`model.head(hidden)` logits. It keeps keys and values beside the context's `Memory`, which still counts positions.
+`Native` is the program. The engine runs it on the pages of its store (`engine.runner`); `NativeModel` stands in for
+a `Model` wherever text is generated with a `Memory`, and keeps keys and values beside it.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,46 +16,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from terakoya.engine.stored import gguf_blocks
 from terakoya.errors import TerakoyaError
 from terakoya.model import position, spec
 from terakoya.model.build import parameters as parameters_of
 from terakoya.model.context import Cached, Memory
-from terakoya.model.model import Model
-from terakoya.ops.compile import NoCompiler
-from terakoya.ops.lower import GGUF_KINDS, Blocks, Lowered, NotLowered, Weights, lower
-from terakoya.ops.native import Program, Rotary, Sequence_
-from terakoya.zoo import lineage
-from terakoya.zoo.convert import Loaded, split
-from terakoya.zoo.gguf import GGUF, is_gguf
-from terakoya.zoo.names import expand
-
-log = logging.getLogger("terakoya.engine")
+from terakoya.ops.lower import Blocks, Lowered, Weights, lower
+from terakoya.ops.native import PAGE, Memory_, Program, Rotary, Sequence_
+from terakoya.quant.blocks import BLOCKS
+from terakoya.zoo.convert import Loaded
 
 ROOM = 128  # positions a sequence has room for at first
 
 
 class Slot:
-    """The keys and values of one sequence, grown by doubling."""
+    """The keys and values of one sequence, grown by doubling; its pages stand in order."""
 
     def __init__(self, lowered: Lowered) -> None:
         self._lowered = lowered
         self.room = 0
         self.length = 0
-        self.data = np.empty(0, np.float16 if lowered.half else np.float32)
+        self.data: list[np.ndarray] = []  # keys and values of every layer: (pages, heads * width * PAGE)
+        self._memory = (Memory_ * len(lowered.memory))()
+        self._pages = np.empty(0, np.int32)
 
     def reserve(self, need: int) -> None:
         """Make room for `need` positions; what is there stays."""
         if need <= self.room:
             return
-        room = max(ROOM, 1 << (need - 1).bit_length())
-        data = np.empty(self._lowered.width * room, self.data.dtype)
-        at = 0
-        for heads, key, value in self._lowered.memory:
-            for width in (key, value) * heads:
-                held = width * self.room
-                data[at * room : at * room + held] = self.data[at * self.room : at * self.room + held]
-                at += width
-        self.room, self.data = room, data
+        kind = np.float16 if self._lowered.half else np.float32
+        self.room = max(ROOM, 1 << (need - 1).bit_length())
+        pages, old = self.room // PAGE, self.data
+        widths = [m.heads * w * PAGE for m in self._lowered.memory for w in (m.key, m.value)]
+        self.data = [np.empty((pages, width), kind) for width in widths]
+        for new, held in zip(self.data, old, strict=False):
+            new[: len(held)] = held
+        self._pages = np.arange(pages, dtype=np.int32)
+        for n in range(len(self._lowered.memory)):
+            keys, values = self.data[2 * n : 2 * n + 2]
+            self._memory[n] = Memory_(keys.ctypes.data, values.ctypes.data, 0)
+
+    def sequence(self, count: int) -> Sequence_:
+        """Return what a step of `count` more tokens needs."""
+        self.reserve(self.length + count)
+        return Sequence_(self._memory, self._pages.ctypes.data, len(self._pages), self.length, count)
 
     def truncate(self, length: int) -> None:
         """Forget what follows position `length`."""
@@ -71,7 +73,7 @@ class Native:
         self, s: spec.Model, parameters: Mapping[str, Tensor | Blocks], weights: Weights, threads: int, half: bool
     ) -> None:
         self.spec = s
-        self.weights: str = weights  # how they are kept, in words
+        self.weights = weights.replace("fp", "float")  # how they are kept, in words
         self.lowered = lower(s, parameters, weights, position, half)
         self.program = Program(self.lowered.code, threads)
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
@@ -91,15 +93,18 @@ class Native:
 
         Raise NotLowered for what has no instruction, NoCompiler where the library cannot be had.
         """
-        name = "blocks of the file" if isinstance(weights, Path) else weights
         s, parameters = source if isinstance(source, tuple) else (source.spec, parameters_of(source.model))
+        words = None
         if isinstance(weights, Path):
             if isinstance(source, tuple):
                 raise TerakoyaError("weights", "a GGUF file needs the model that was loaded from it", given=weights)
-            parameters, weights = dict(parameters) | gguf_blocks(source, weights), "int8"
-        half = weights != "fp32" if half is None else half
-        made = cls(s, MappingProxyType(dict(parameters)), weights, threads or os.cpu_count() or 1, half)
-        made.weights = name
+            blocks = gguf_blocks(source, weights)
+            parameters, weights = dict(parameters) | blocks, "fp32"
+            kinds = sorted({b.kind for b in blocks.values()})
+            words = " and ".join(BLOCKS[kind].name for kind in kinds) + " of the file" if blocks else None
+        half = (words is not None or weights != "fp32") if half is None else half
+        made = cls(s, MappingProxyType(dict(parameters)), weights, threads or torch.get_num_threads(), half)
+        made.weights = words or made.weights
         return made
 
     def slot(self) -> Slot:
@@ -111,17 +116,11 @@ class Native:
     ) -> Tensor:
         """Append counts[n] tokens to slots[n] -> (N, V) logits after each one's last, or (T, V) after `every` token."""
         last = None if every else np.cumsum(counts, dtype=np.int32) - 1
-        ids = np.asarray(tokens, np.int32)
-        hidden = np.empty((len(ids) if every else len(slots), self.spec.dim), np.float32)
-        logits = torch.empty(len(hidden), self.spec.vocab)
-        self._run(ids, slots, counts, output=last, hidden=hidden, logits=logits.numpy())
-        return logits
+        return self._grown(np.asarray(tokens, np.int32), slots, counts, last)[1]
 
     def hidden(self, tokens: np.ndarray, slots: Sequence[Slot], counts: Sequence[int]) -> Tensor:
         """Append tokens as `step` does -> (T, D) vectors that `head` takes."""
-        hidden = torch.empty(len(tokens), self.spec.dim)
-        self._run(tokens, slots, counts, output=None, hidden=hidden.numpy(), last=self.lowered.head)
-        return hidden
+        return self._grown(tokens, slots, counts, None, self.lowered.head)[0]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary: hidden (n, D) -> (n, V)."""
@@ -134,46 +133,56 @@ class Native:
             )  # fmt: skip
         return logits
 
-    def _run(
-        self, tokens: np.ndarray, slots: Sequence[Slot], counts: Sequence[int], *, output: np.ndarray | None,
-        hidden: np.ndarray, logits: np.ndarray | None = None, last: int | None = None,
-    ) -> None:  # fmt: skip
-        assert len(slots) == len(counts)
+    def run(
+        self, tokens: np.ndarray, sequences: Sequence[Sequence_], output: np.ndarray | None, last: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Do one step: tokens (T,) int32 of all sequences -> hidden (n, D) and logits (n, V) of the rows in `output`.
+
+        With None all rows are asked for. `last`: the instruction before which it stops. Raise TerakoyaError for ids
+        that the model has not, and positions.
+        """
+        starts, counts = [s.start for s in sequences], [s.count for s in sequences]
         assert sum(counts) == len(tokens)
-        assert len({id(s) for s in slots}) == len(slots)
-        self._check(tokens, slots, counts)
+        self._check(tokens, starts, counts)
+        rows = len(tokens) if output is None else len(output)
+        hidden = torch.empty(rows, self.spec.dim)
+        logits = torch.empty(rows if last is None else 0, self.spec.vocab)
         with self._lock:
-            for slot, count in zip(slots, counts, strict=True):
-                slot.reserve(slot.length + count)
-            sequences = [
-                Sequence_(slot.data.ctypes.data, slot.room, slot.length, count)
-                for slot, count in zip(slots, counts, strict=True)
-            ]
-            rotary, kept = self._rotary(slots, counts)
+            rotary, kept = self._rotary(starts, counts)
             self.program.run(
-                tokens, sequences, rotary, last=last, output=output, hidden=hidden, logits=logits
+                tokens, sequences, rotary, last=last, output=output, hidden=hidden.numpy(), logits=logits.numpy()
             )  # fmt: skip
             del kept
-            for slot, count in zip(slots, counts, strict=True):
-                slot.length += count
+        return hidden, logits
 
-    def _check(self, tokens: np.ndarray, slots: Sequence[Slot], counts: Sequence[int]) -> None:
+    def _grown(
+        self, tokens: np.ndarray, slots: Sequence[Slot], counts: Sequence[int], output: np.ndarray | None,
+        last: int | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        assert len({id(s) for s in slots}) == len(slots)
+        found = self.run(tokens, [s.sequence(n) for s, n in zip(slots, counts, strict=True)], output, last)
+        for slot, count in zip(slots, counts, strict=True):
+            slot.length += count
+        return found
+
+    def _check(self, tokens: np.ndarray, starts: Sequence[int], counts: Sequence[int]) -> None:
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.spec.vocab:
             raise TerakoyaError("tokens", "are no ids of this model", allowed=f"0 to {self.spec.vocab - 1}")
-        bound = self.spec.embed.position is not None
-        for slot, count in zip(slots, counts, strict=True):
-            if bound and slot.length + count > self.spec.context:
+        if self.spec.embed.position is None:
+            return
+        for start, count in zip(starts, counts, strict=True):
+            if start + count > self.spec.context:
                 raise TerakoyaError(
-                    "tokens", "go past the model's positions", given=slot.length + count, allowed=self.spec.context
+                    "tokens", "go past the model's positions", given=start + count, allowed=self.spec.context
                 )
 
-    def _rotary(self, slots: Sequence[Slot], counts: Sequence[int]) -> tuple[list[Rotary], list[Tensor]]:
+    def _rotary(self, starts: Sequence[int], counts: Sequence[int]) -> tuple[list[Rotary], list[Tensor]]:
         """Return the tables of this step, and what keeps them alive."""
-        need = max(slot.length + count for slot, count in zip(slots, counts, strict=True))
+        need = max(start + count for start, count in zip(starts, counts, strict=True))
         out, kept = [], []
         for number, (rope, width) in enumerate(self.lowered.rotary):
             by_row = isinstance(rope.scaling, spec.Dynamic | spec.LongRope)
-            cos, sin = self._by_row(rope, width, slots, counts) if by_row else self._by_position(number, need)
+            cos, sin = self._by_row(rope, width, starts, counts) if by_row else self._by_position(number, need)
             kept += [cos, sin]
             out.append(Rotary(cos.data_ptr(), sin.data_ptr(), int(by_row)))
         return out, kept
@@ -187,12 +196,18 @@ class Native:
         return self._tables[number]
 
     def _by_row(
-        self, rope: spec.Rope, width: int, slots: Sequence[Slot], counts: Sequence[int]
+        self, rope: spec.Rope, width: int, starts: Sequence[int], counts: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         cu = [0, *np.cumsum(counts).tolist()]
-        pos = torch.cat([torch.arange(s.length, s.length + c) for s, c in zip(slots, counts, strict=True)])
+        pos = torch.cat([torch.arange(s, s + c) for s, c in zip(starts, counts, strict=True)])
         cos, sin = position.rope_table(rope, width, self.spec.context, pos, cu, torch.float32)
         return cos.contiguous(), sin.contiguous()
+
+    @property
+    def words(self) -> str:
+        """How weights and inputs are kept."""
+        exact = self.weights == "float32"
+        return self.weights + ("" if exact else " (inputs of layers in int8)")
 
     def __str__(self) -> str:
         size = self.program.weights.nbytes / 1e6
@@ -225,36 +240,3 @@ class NativeModel:
     def head(self, hidden: Tensor) -> Tensor:
         """Score every token of the vocabulary: hidden (n, D) -> (n, V)."""
         return self.native.head(hidden)
-
-
-def fastest(loaded: Loaded, weights: Weights | Path = "fp32", threads: int | None = None) -> Model | NativeModel:
-    """Return the native program of a model or, where that cannot be had, the model; the log says which, and why.
-
-    PyTorch's own threads wait by spinning: whoever samples beside a program wants `torch.set_num_threads(1)`.
-    """
-    try:
-        native = Native.lower(loaded, weights, threads)
-    except (NotLowered, NoCompiler) as reason:
-        log.warning("PyTorch runs the model, not the native program: %s", reason)
-        return loaded.model
-    log.info("%s", native)
-    return NativeModel(native)
-
-
-def gguf_blocks(loaded: Loaded, path: Path) -> dict[str, Blocks]:
-    """Return the parameters that stand in the file as blocks which the library takes without loss."""
-    if not is_gguf(path):
-        raise TerakoyaError(str(path), "is not a GGUF file")
-    file = GGUF.open(path)
-    own = parameters_of(loaded.model)
-    out: dict[str, Blocks] = {}
-    for match in expand(lineage.rules(loaded.family, "gguf"), list(own), str(path)):
-        info = file.tensors.get(match.theirs)
-        by_rows = match.layout.dim == 0 and not match.layout.transpose
-        if info is None or info.kind.id not in GGUF_KINDS or len(info.shape) != 2 or not by_rows:
-            continue
-        rows = torch.from_numpy(file.raw(match.theirs).reshape(info.shape[0], -1).copy())
-        parts = split(rows, [own[n].shape for n in match.ours], match.layout, loaded.spec)
-        for name, part in zip(match.ours, parts, strict=True):
-            out[name] = Blocks(part.contiguous(), info.kind.id, info.shape[1])
-    return out

@@ -9,34 +9,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from terakoya.engine.paged import Part, compute
+from terakoya.engine.paged import Part
+from terakoya.engine.runner import Runner
 from terakoya.engine.store import Shape, Store
-from terakoya.model.model import Model
 
 TRIED = (1, 16, 32, 64)
 LENGTHS = (19, 1, 7, 30, 12, 2)
 
 
-def steady(model: Model, shapes: dict[int, Shape]) -> int | None:
+def steady(runner: Runner, shapes: dict[int, Shape]) -> int | None:
     """Return the smallest multiple of rows with which company changes no bit; None where none does."""
     budget = 16 * 1024 * sum(s.bytes for s in shapes.values())
-    device = next(model.parameters()).device
-    store = Store(shapes, budget, sequences=len(LENGTHS), step=sum(LENGTHS), device=device)
-    prompts = [[(7 * i + 31 * n + 3) % model.spec.vocab for i in range(n)] for n in LENGTHS]
-    prompts = [p for p in prompts if len(p) < model.spec.context]
-    return next((m for m in TRIED if _holds(model, store, prompts, m)), None)
+    store = Store(shapes, budget, sequences=len(LENGTHS), step=sum(LENGTHS), device=runner.device)
+    prompts = [[(7 * i + 31 * n + 3) % runner.spec.vocab for i in range(n)] for n in LENGTHS]
+    prompts = [p for p in prompts if len(p) < runner.spec.context]
+    return next((m for m in TRIED if _holds(runner, store, prompts, m)), None)
 
 
-def _holds(model: Model, store: Store, prompts: list[list[int]], multiple: int) -> bool:
-    alone = [_read(model, store, [p], multiple)[0] for p in prompts]
+def _holds(runner: Runner, store: Store, prompts: list[list[int]], multiple: int) -> bool:
+    alone = [_read(runner, store, [p], multiple)[0] for p in prompts]
     for order in (list(range(len(prompts))), list(range(len(prompts)))[::-1], [1, 3, 2], [0, 4]):
-        together = _read(model, store, [prompts[i] for i in order], multiple)
+        together = _read(runner, store, [prompts[i] for i in order], multiple)
         if not all(torch.equal(t, alone[i]) for i, t in zip(order, together, strict=True)):
             return False
     return True
 
 
-def _read(model: Model, store: Store, prompts: list[list[int]], multiple: int) -> list[Tensor]:
+def _read(runner: Runner, store: Store, prompts: list[list[int]], multiple: int) -> list[Tensor]:
     """Read the prompts in one step and a token more in another -> logits after both, per prompt."""
     held = []
     for i, p in enumerate(prompts):
@@ -46,9 +45,9 @@ def _read(model: Model, store: Store, prompts: list[list[int]], multiple: int) -
         held.append(new)
     ends = torch.tensor([len(p) for p in prompts]).cumsum(0) - 1
     parts = [Part(h, 0, len(p)) for h, p in zip(held, prompts, strict=True)]
-    first = compute(model, store, parts, prompts, ends.tolist(), multiple)
+    first = runner.compute(store, parts, prompts, ends.tolist(), multiple)
     parts = [Part(h, len(p), 1) for h, p in zip(held, prompts, strict=True)]
-    second = compute(model, store, parts, [[p[0]] for p in prompts], list(range(len(prompts))), multiple)
+    second = runner.compute(store, parts, [[p[0]] for p in prompts], list(range(len(prompts))), multiple)
     for h in held:
         store.close(h)
     return [torch.stack(pair) for pair in zip(first, second, strict=True)]

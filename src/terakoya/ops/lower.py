@@ -44,15 +44,25 @@ class Positions(Protocol):
     def sinusoid(self, pos: Tensor, dim: int, dtype: torch.dtype, /) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What one layer with attention remembers of a position; `value` is a multiple of 16."""
+
+    layer: int
+    heads: int
+    key: int
+    value: int
+    reach: spec.Reach | None
+
+
 @dataclass
 class Lowered:
     """A program as data. Instructions before `head` make hidden vectors, those from it on make logits."""
 
     code: Code
     head: int = 0
-    width: int = 0  # floats of memory per position and sequence
     rotary: list[tuple[spec.Rope, int]] = field(default_factory=list)  # tables to pass: (rope, width of a head)
-    memory: list[tuple[int, int, int]] = field(default_factory=list)  # a layer's (heads, key width, value width)
+    memory: list[Kept] = field(default_factory=list)  # in the order of the instructions' `memory_at`
     half: bool = False  # memory of half-precision numbers
 
 
@@ -335,14 +345,13 @@ class _Lowering:
             raise NotLowered(f"layers.{self.layer}", "looks ahead; the native program only decodes")
         self.code.add(
             Op.ATTEND, dst=dst, src=src, heads=H, groups=G, key_width=key, value_width=value, key_at=key_at,
-            value_at=value_at, memory_at=self.out.width, scale=scale,
+            value_at=value_at, memory_at=len(self.out.memory), scale=scale,
             format=Format.F16 if self.out.half else Format.F32,
             window=reach.size if isinstance(reach, spec.Window) else 0,
             chunk=reach.size if isinstance(reach, spec.Chunk) else 0,
             places={"bias": bias, "extra": sinks}, **fields,
         )  # fmt: skip
-        self.out.memory.append((G, key, -(-value // 16) * 16))
-        self.out.width += G * (key + -(-value // 16) * 16)
+        self.out.memory.append(Kept(self.layer, G, key, -(-value // 16) * 16, reach))
 
     def latent(self, a: spec.Latent, owner: str, src: int, dst: int, scale: float, flags: int) -> None:
         H, K, V, both = a.heads, a.nope + a.rope, a.value, a.nope + a.value

@@ -19,6 +19,7 @@ from terakoya.ops.compile import library
 ISAS = ("portable", "avx2", "avx512", "vnni")
 ISA = "TERAKOYA_NATIVE_ISA"  # forces one of them
 LINE = 64  # bytes; where weights begin
+PAGE = 16  # positions of a page of memory
 
 Op = IntEnum(
     "Op",
@@ -47,10 +48,22 @@ class Instruction(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Sequence_(ctypes.Structure):
-    """`tk_sequence`: the memory of one sequence and its part in a step."""
+class Memory_(ctypes.Structure):
+    """`tk_memory`: keys and values of one layer by pages, and which list of pages is theirs."""
 
-    _fields_ = [("memory", c_void_p), ("room", c_int32), ("start", c_int32), ("count", c_int32)]
+    _fields_ = [("keys", c_void_p), ("values", c_void_p), ("table", c_int32)]
+
+
+class Sequence_(ctypes.Structure):
+    """`tk_sequence`: where the memory of one sequence is, and its part in a step."""
+
+    _fields_ = [
+        ("memory", POINTER(Memory_)),
+        ("pages", c_void_p),
+        ("stride", c_int32),
+        ("start", c_int32),
+        ("count", c_int32),
+    ]
 
 
 class Rotary(ctypes.Structure):

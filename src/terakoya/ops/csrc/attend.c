@@ -5,23 +5,26 @@
 
 #include "program.h"
 
-/* A key head's memory: keys (room / 16, K, 16), then values (room, V). */
-static char *keys_of(const tk_instruction *i, const tk_sequence *s, int32_t g) {
-  int64_t width = i->key_width + round16(i->value_width);
-  return (char *)s->memory + (int64_t)s->room * (i->memory_at + g * width) * (i->format == TK_F16 ? 2 : 4);
+static int32_t size_of(const tk_instruction *i) { return i->format == TK_F16 ? 2 : 4; }
+static const int32_t *pages_of(const tk_instruction *i, const tk_sequence *s) {
+  return s->pages + (int64_t)s->memory[i->memory_at].table * s->stride;
 }
-static char *values_of(const tk_instruction *i, const tk_sequence *s, int32_t g) {
-  return keys_of(i, s, g) + (int64_t)s->room * i->key_width * (i->format == TK_F16 ? 2 : 4);
+/* A key head's part of a page. */
+static char *keys_of(const tk_instruction *i, const tk_sequence *s, int64_t page, int32_t g) {
+  return (char *)s->memory[i->memory_at].keys + (page * i->groups + g) * i->key_width * TK_PAGE * size_of(i);
+}
+static char *values_of(const tk_instruction *i, const tk_sequence *s, int64_t page, int32_t g) {
+  return (char *)s->memory[i->memory_at].values + (page * i->groups + g) * round16(i->value_width) * TK_PAGE * size_of(i);
 }
 
 static void append(prog *p, const tk_instruction *i, int32_t row) {
   const tk_sequence *s = p->step->sequence + p->owner[row];
-  int64_t pos = p->position[row], size = i->format == TK_F16 ? 2 : 4;
+  int32_t pos = p->position[row], page = pages_of(i, s)[pos / TK_PAGE], in = pos % TK_PAGE;
   for (int32_t g = 0; g < i->groups; g++)
     p->kernels->keep(at(p, i->src, row, i->key_at + g * i->key_width), i->key_width,
                      at(p, i->src, row, i->value_at + g * i->value_width), i->value_width, i->format == TK_F16,
-                     keys_of(i, s, g) + (pos / 16 * i->key_width * 16 + pos % 16) * size,
-                     values_of(i, s, g) + pos * round16(i->value_width) * size);
+                     keys_of(i, s, page, g) + in * size_of(i),
+                     values_of(i, s, page, g) + in * round16(i->value_width) * size_of(i));
 }
 
 typedef struct {
@@ -48,8 +51,11 @@ static void fill(prog *p, const tk_instruction *i, const unit *u, float *space, 
   const tk_sequence *s = p->step->sequence + u->sequence;
   int32_t each = i->heads / i->groups, wide = round16(i->value_width);
   memset(a, 0, sizeof *a);
-  a->k = keys_of(i, s, u->group);
-  a->v = values_of(i, s, u->group);
+  a->k = keys_of(i, s, 0, u->group);
+  a->v = values_of(i, s, 0, u->group);
+  a->pages = pages_of(i, s);
+  a->key_page = (int64_t)i->groups * i->key_width * TK_PAGE;
+  a->value_page = (int64_t)i->groups * wide * TK_PAGE;
   a->half = i->format == TK_F16;
   a->key_width = i->key_width;
   a->value_width = wide;
@@ -98,7 +104,7 @@ static void look(prog *p, const tk_instruction *i, const unit *u, float *space) 
   int32_t last = u->spans > 1 ? least_of(high, first + SPAN) : high;
   for (; first < last; first += SPAN) {
     if (first + SPAN <= low) continue;
-    a.from = first;
+    a.from = most_of(first, low / TK_PAGE * TK_PAGE); /* pages out of reach are no longer there */
     a.to = least_of(last, first + SPAN);
     p->kernels->attend(&a);
   }

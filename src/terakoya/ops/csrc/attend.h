@@ -5,18 +5,22 @@
 #include "kernels.h"
 #include "vec.h"
 
-/* Sixteen numbers of a memory of floats or halves. */
-INLINE vf held(const int half, const void *p, int64_t at) {
-  __builtin_prefetch((const char *)p + at * (half ? 2 : 4) + AHEAD);
+/* Sixteen numbers of a memory of floats or halves. `next`: how far away those that are wanted soon are. */
+INLINE vf held(const int half, const void *p, int64_t at, int64_t next) {
+  __builtin_prefetch((const char *)p + (at + next) * (half ? 2 : 4));
   return half ? halves((const uint16_t *)p + at) : load((const float *)p + at);
+}
+INLINE int64_t page_of(const tk_look *a, int32_t block) { return a->pages[block]; }
+INLINE int64_t page_after(const tk_look *a, int32_t block) {
+  return a->pages[(block + 1) * TK_PAGE < a->to ? block + 1 : block];
 }
 
 INLINE void scores_of(const int N, const int half, const tk_look *a, int32_t block, float (*s)[SPAN], int32_t column) {
-  int64_t k = (int64_t)block * a->key_width * 16;
+  int64_t k = page_of(a, block) * a->key_page, next = page_after(a, block) * a->key_page - k;
   vf sum[TILE];
   for (int r = 0; r < N; r++) sum[r] = zero();
   for (int32_t i = 0; i < a->key_width; i++) {
-    vf v = held(half, a->k, k + i * 16);
+    vf v = held(half, a->k, k + i * 16, next);
     for (int r = 0; r < N; r++) sum[r] = muladd(v, all(a->q[r][i]), sum[r]);
   }
   for (int r = 0; r < N; r++) store(s[r] + column, sum[r] * all(a->scale));
@@ -49,14 +53,17 @@ INLINE vf seen(const tk_look *a, int r, vf s, int32_t first) {
 INLINE void values_of(const int N, const int M, const int half, const tk_look *a, float (*p)[SPAN], int32_t count, int32_t column,
                       float (*out)[SPAN]) {
   vf sum[TILE][4];
-  int64_t v = (int64_t)a->from * a->value_width + column;
   for (int r = 0; r < N; r++)
     for (int j = 0; j < M; j++) sum[r][j] = zero();
-  for (int32_t i = 0; i < count; i++, v += a->value_width)
-    for (int j = 0; j < M; j++) {
-      vf x = held(half, a->v, v + 16 * j);
-      for (int r = 0; r < N; r++) sum[r][j] = muladd(x, all(p[r][i]), sum[r][j]);
-    }
+  for (int32_t first = 0; first < count; first += TK_PAGE) {
+    int32_t block = (a->from + first) / TK_PAGE, here = count - first < TK_PAGE ? count - first : TK_PAGE;
+    int64_t v = page_of(a, block) * a->value_page + column, next = page_after(a, block) * a->value_page + column - v;
+    for (int32_t i = 0; i < here; i++, v += a->value_width)
+      for (int j = 0; j < M; j++) {
+        vf x = held(half, a->v, v + 16 * j, next);
+        for (int r = 0; r < N; r++) sum[r][j] = muladd(x, all(p[r][first + i]), sum[r][j]);
+      }
+  }
   for (int r = 0; r < N; r++)
     for (int j = 0; j < M; j++) store(out[r] + 16 * j, sum[r][j]);
 }

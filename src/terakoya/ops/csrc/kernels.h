@@ -14,7 +14,9 @@ typedef struct {
 
 /* Attention of up to TILE queries of one key head to positions [from, to), joined with what they saw before. */
 typedef struct {
-  const void *k, *v; /* k (room / 16, K, 16), v (room, V): V a multiple of 16; floats, or halves */
+  const void *k, *v; /* of one head in page 0: k (K, 16), v (16, V), V a multiple of 16; floats, or halves */
+  const int32_t *pages;
+  int64_t key_page, value_page; /* numbers from page to page */
   int32_t half;
   int32_t from, to, key_width, value_width, rows, alibi, distances;
   float scale, cap;

@@ -54,7 +54,7 @@ typedef struct {
   int32_t groups;             /* attention: key heads */
   int32_t key_at, value_at;   /* attention: columns of src */
   int32_t key_width, value_width;
-  int32_t memory_at;          /* attention: numbers per position before this layer's */
+  int32_t memory_at;          /* attention: which memory of a sequence */
   int32_t window, chunk;      /* attention: 0: none */
   int32_t distances;          /* attention: entries a head in the table of biases by distance, 0: none */
   int32_t alibi;              /* attention: 1: slopes times distance; 2: by key position, in bfloat16, times eps */
@@ -64,9 +64,18 @@ typedef struct {
   const void *extra;          /* attention: sinks; routing: bias of the choice */
 } tk_instruction;
 
+enum { TK_PAGE = 16 }; /* positions of a page */
+
 typedef struct {
-  void *memory;               /* keys and values: room * numbers-per-position numbers */
-  int32_t room, start, count; /* positions there are (a multiple of 16), filled, new in this step */
+  void *keys, *values; /* of one layer: (pages, heads, key width, 16) and (pages, heads, 16, value width), the latter
+                          a multiple of 16 */
+  int32_t table;       /* which list of pages of a sequence says where its positions are */
+} tk_memory;
+
+typedef struct {
+  const tk_memory *memory; /* one a layer with attention */
+  const int32_t *pages;    /* (tables, stride): the page of positions 16 n and on; what is out of reach is never read */
+  int32_t stride, start, count; /* start: positions that are filled; count: new ones in this step */
 } tk_sequence;
 
 typedef struct {
