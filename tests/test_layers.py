@@ -11,7 +11,7 @@ from tests.sources import Source, dotted, parsed, sources
 
 LEVELS = {
     "__init__": 0, "config": 0, "errors": 0, "log": 0, "device": 0,
-    "corpus": 1, "tokenizer": 1, "zoo": 1, "model.spec": 1,
+    "corpus": 1, "tokenizer": 1, "zoo": 1, "model.spec": 1, "model.spec_recurrent": 1,
     "model": 2, "ops": 2,
     "data": 3, "quant": 3, "zoo.convert": 3, "zoo.weights": 3, "zoo.gguf": 3, "zoo.gguf_write": 3,
     "engine": 4, "train": 4,
@@ -23,6 +23,8 @@ LEVELS = {
 LEVELS |= {"model.__init__": 1}
 SIDEWAYS = {  # among equals of different packages, one way only
     ("zoo", "model.spec"),
+    ("zoo", "model.spec_recurrent"),
+    ("model.spec", "model.spec_recurrent"),
     ("model", "ops"),
     ("__main__", "cli"),
     *((f"zoo.{file}", "quant") for file in ("convert", "weights", "gguf", "gguf_write")),

@@ -14,8 +14,10 @@ from terakoya.model.context import Context
 from terakoya.model.ffn import MLP, MoE
 from terakoya.model.norm import Norm
 from terakoya.model.position import sinusoid
+from terakoya.model.recurrent_mixers import RECURRENT, recurrent
 
 NAMES = {spec.Attention: "attn", spec.Latent: "attn", spec.MLP: "mlp", spec.MoE: "mlp"}
+NAMES |= RECURRENT
 
 
 def mixer(s: spec.Mixer, model: spec.Model, layer: int) -> nn.Module:
@@ -29,6 +31,8 @@ def mixer(s: spec.Mixer, model: spec.Model, layer: int) -> nn.Module:
             return MLP(s, model.dim)
         case spec.MoE():
             return MoE(s, model.dim)
+        case _:
+            return recurrent(s, model, layer)
 
 
 class Block(nn.Module):
@@ -62,7 +66,8 @@ class Block(nn.Module):
                     z = self.get_submodule(f"{name}_post")(z)
                 y = z if i == 0 else y + z
             skip = h if branch.normed_skip else x
-            x = skip + (y if branch.scale == 1.0 else y * branch.scale)
+            y = y if branch.scale == 1.0 else y * branch.scale
+            x = skip + y if branch.skip == 1.0 else skip * branch.skip + y if branch.skip else y
             if branch.out:
                 x = self.get_submodule(f"{first}_out")(x)
         return x

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from terakoya.errors import TerakoyaError
+from terakoya.model.spec_recurrent import Recurrent
 
 
 def _positive(node: object, *names: str) -> None:
@@ -284,7 +285,7 @@ class MoE:
         _positive(self, "count", "top_k")
 
 
-Mixer = Attention | Latent | MLP | MoE
+Mixer = Attention | Latent | MLP | MoE | Recurrent
 
 
 # The whole
@@ -292,7 +293,7 @@ Mixer = Attention | Latent | MLP | MoE
 
 @dataclass(frozen=True)
 class Branch:
-    """x <- out( x + scale * sum_i post( f_i( pre_i(x) ) ) ); several mixers run in parallel on the same x."""
+    """x <- out( skip * x + scale * sum_i post( f_i( pre_i(x) ) ) ); several mixers run in parallel on the same x."""
 
     mix: tuple[Mixer, ...]
     pre: Norm | None = None
@@ -301,6 +302,7 @@ class Branch:
     each: bool = False  # parallel mixers: a pre-norm each (NeoX) | one shared (GPT-J)
     normed_skip: bool = False  # the skip starts after the norm (BLOOM's option)
     scale: float = 1.0  # Granite's residual multiplier
+    skip: float = 1.0  # 0: recurrent networks before residuals, each layer feeds the next
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,8 @@ class _Lowering:
         dim, layer = self.spec.dim, f"layers.{self.layer}"
         names = ["mlp" if isinstance(m, spec.MLP | spec.MoE) else "attn" for m in b.mix]
         sources = []
+        if b.skip != 1.0:
+            raise NotLowered(f"{layer}.{names[0]}", "a scaled skip has no native instruction")
         for i, name in enumerate(names):
             if b.pre and (b.each or i == 0):
                 sources.append(self.buffer(f"normed {i}", dim))

@@ -367,6 +367,8 @@ def _rough(m: spec.Mixer, dim: int) -> int:
             return 2 * dim * m.hidden
         case spec.MoE():
             return m.count * _rough(m.expert, dim)
+        case _:
+            return 8 * dim * dim
 
 
 def _check_vocabulary(s: spec.Model, tokenizer: Tokenizer | None, path: Path) -> None:

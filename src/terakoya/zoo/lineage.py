@@ -28,14 +28,17 @@ from terakoya.zoo.families import (
     paper,
     phi,
     qwen,
+    recurrent,
     unplaced,
 )
 from terakoya.zoo.families import open as open_models
 from terakoya.zoo.history.aliases import ALIASES
 from terakoya.zoo.names import Rule
 from terakoya.zoo.node import Family, Node
+from terakoya.zoo.resize import resized
 
 LINES = (
+    recurrent,
     *(gpt, eleuther, open_models, falcon, llama, mistral, phi, qwen, gemma, olmo),
     *(deepseek, unplaced, layernorm, japanese, others, paper),
 )
@@ -195,7 +198,7 @@ def rescale(s: spec.Model, dim: int, depth: int, width: int) -> spec.Model:
                 )
                 count = min(node.count, 16)
                 return replace(node, count=count, top_k=min(count, node.top_k, 4), groups=groups)
-        return node
+        return resized(node, s.dim, dim, width)
 
     embed = s.embed if s.embed.factor is None else replace(s.embed, factor=max(16, dim // 2))
     small = _walk(replace(s, embed=embed), resize)

@@ -6,38 +6,6 @@ from terakoya.zoo.node import Note, Planned
 
 NODES = (
     Planned(
-        name="rnn",
-        title="RNN",
-        born="1986",
-        note=Note(
-            "a layer whose state at one step feeds the next: order, and memory, by one loop",
-            "前の時刻の状態が次の時刻に入る層。一つの輪が順序と記憶を作る",
-        ),
-        paper="Rumelhart 1986, Nature 323",
-    ),
-    Planned(
-        name="lstm",
-        title="LSTM",
-        born="1997",
-        parent="rnn",
-        note=Note(
-            "gates decide what a cell keeps, forgets and shows, so that gradients survive long spans",
-            "門が記憶の保持・忘却・出力を決め、勾配が長い時間を生きのびる",
-        ),
-        paper="Hochreiter and Schmidhuber 1997, Neural Computation 9(8)",
-    ),
-    Planned(
-        name="gru",
-        title="GRU",
-        born="2014-06",
-        parent="lstm",
-        note=Note(
-            "LSTM with two gates and no separate cell",
-            "門を二つに減らし、別の記憶セルをなくした LSTM",
-        ),
-        paper="Cho 2014, arXiv:1406.1078",
-    ),
-    Planned(
         name="word2vec",
         title="Word2Vec",
         born="2013-01",

@@ -1,0 +1,60 @@
+"""Recurrent cells over sequences side by side: a step of time is one product for all that still run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The order in which a flat batch is read time step by time step, the longest sequence first."""
+
+    order: Tensor  # (T,) token at each place
+    back: Tensor  # (T,) place of each token
+    sizes: Tensor  # (longest,) sequences that have a token at each time, on the CPU
+    rows: Tensor  # (N,) sequence of each lane
+    lane: Tensor  # (N,) lane of each sequence
+
+    @staticmethod
+    def of(cu: Sequence[int], device: torch.device | str) -> Lanes:
+        """Lay out the sequences with boundaries `cu`; none is empty."""
+        starts = torch.tensor(cu[:-1])
+        lengths = torch.tensor([b - a for a, b in pairwise(cu)])
+        rows = lengths.argsort(descending=True, stable=True)
+        time = torch.arange(int(lengths.max()))
+        running = time[:, None] < lengths[rows][None, :]
+        order = (time[:, None] + starts[rows][None, :])[running]
+        sizes = running.sum(1)
+        parts = (order, order.argsort(), rows, rows.argsort())
+        order, back, rows, lane = (t.to(device) for t in parts)
+        return Lanes(order, back, sizes, rows, lane)
+
+
+def rnn(x: Tensor, lanes: Lanes, weights: list[Tensor], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run tanh cells: x (T, D), state ((N, H),) -> (T, H), state after the last token of each sequence."""
+    out, h = torch.rnn_tanh(x[lanes.order], lanes.sizes, _in(state[0], lanes), weights, True, 1, 0.0, False, False)
+    return out[lanes.back], (h[0][lanes.lane],)
+
+
+def gru(x: Tensor, lanes: Lanes, weights: list[Tensor], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run gated recurrent units: x (T, D), state ((N, H),) -> (T, H), last state."""
+    out, h = torch.gru(x[lanes.order], lanes.sizes, _in(state[0], lanes), weights, True, 1, 0.0, False, False)
+    return out[lanes.back], (h[0][lanes.lane],)
+
+
+def lstm(
+    x: Tensor, lanes: Lanes, weights: list[Tensor], state: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run LSTM cells: x (T, D), state ((N, P), (N, H)) -> (T, P), last state; P = H without a projection."""
+    start = [_in(s, lanes) for s in state]
+    out, h, c = torch.lstm(x[lanes.order], lanes.sizes, start, weights, True, 1, 0.0, False, False)
+    return out[lanes.back], (h[0][lanes.lane], c[0][lanes.lane])
+
+
+def _in(state: Tensor, lanes: Lanes) -> Tensor:
+    return state[lanes.rows][None]
