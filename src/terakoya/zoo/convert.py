@@ -6,10 +6,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from terakoya.config import select
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model import spec
-from terakoya.model.build import build, stored
+from terakoya.model.build import build, parameters
 from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer, from_gguf
 from terakoya.zoo import lineage
@@ -29,7 +28,6 @@ from terakoya.zoo.weights import open_weights, save_weights
 
 # Buffers that old files carry and no model needs.
 PASSENGERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.attention\.(masked_)?bias|position_ids)$")
-TASKS = re.compile(r"(classifier|qa_outputs|pre_classifier|vocab_outputs)\b.*")  # heads that tuning put on an encoder
 LARGEST = 2**41  # parameters; a config that asks for more is refused before anything is allocated
 
 
@@ -41,7 +39,6 @@ class Loaded:
     tokenizer: Tokenizer | None
     family: str
     config: dict[str, Any] = field(default_factory=dict)
-    heads: dict[str, Tensor] = field(default_factory=dict)  # a task's head that came along, under its own names
     source: Path | None = None  # the GGUF file whose blocks the weights still are
 
     @property
@@ -69,14 +66,11 @@ def load_folder(path: Path, *, dtype: torch.dtype = torch.float32, device: str =
     weights = open_weights(path)
     table = lineage.rules(name)
     theirs = set(weights.keys()) - _predictors(weights.keys(), config, s)
-    s = _settle_parts(s, name, theirs)
     s = _settle_tie(s, table, theirs, weights.get)
-    heads = {k: weights.get(k) for k in sorted(theirs) if s.sort == "encoder" and TASKS.match(k)}
-    theirs -= {*heads, *_twice(lineage.copies(name), theirs, weights.get, str(path))}
     model = fill(s, table, theirs, weights.get, str(path), shape=weights.shape, dtype=dtype, device=device)
     tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").is_file() else None
     _check_vocabulary(s, tokenizer, path)
-    return Loaded(model, tokenizer, name, config, heads=heads)
+    return Loaded(model, tokenizer, name, config)
 
 
 def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
@@ -105,7 +99,7 @@ def save(loaded: Loaded, folder: Path, *, dtype: torch.dtype | None = None) -> N
         (folder / name).write_bytes(data)
     if loaded.tokenizer is not None:
         loaded.tokenizer.save(folder)
-    save_weights(folder, tensors(loaded.model, loaded.family, dtype, heads=loaded.heads))
+    save_weights(folder, tensors(loaded.model, loaded.family, dtype))
 
 
 def config_files(loaded: Loaded, dtype: torch.dtype | None = None) -> dict[str, bytes]:
@@ -118,27 +112,22 @@ def config_files(loaded: Loaded, dtype: torch.dtype | None = None) -> dict[str, 
 
 def make_config(s: spec.Model, name: str, tokenizer: Tokenizer | None, dtype: torch.dtype) -> dict[str, Any]:
     """Return a config.json for a spec, proven by reading it back."""
-    model_type, architecture = lineage.model_type(name)[0], lineage.architecture(name, s)
+    model_type, architecture = lineage.model_type(name)
     if model_type is None:
         raise TerakoyaError(f"family {name}", "has no Hugging Face class to be written as")
     config: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
-    config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # theirs belong to another vocabulary
     config |= write_config(s, lineage.keys(name)) | {"dtype": str(dtype).removeprefix("torch.")}
+    config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # theirs belong to another vocabulary
     if tokenizer is not None:
         config |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    again = read_config(lineage.base(name), lineage.keys(name), config, "config.json")
-    told = {path for part in lineage.parts(name) for path in (*part.there, *part.absent)}  # by tensors, not by keys
-    if replace(again, **{path: getattr(s, path) for path in told}) != simplest(s):
+    if read_config(lineage.base(name), lineage.keys(name), config, "config.json") != simplest(s):
         raise TerakoyaError(f"family {name}", "cannot say this structure in its config.json; save it as its own family")
     return config
 
 
-def tensors(
-    model: Model, name: str, dtype: torch.dtype | None = None, *, heads: Mapping[str, Tensor] = MappingProxyType({})
-) -> dict[str, Tensor]:
-    """Return the weights under the names and in the layouts of the family's checkpoints, and a task's head beside."""
-    own = stored(model)
-    bare = model.spec.sort == "encoder" and model.spec.head.scores == "nothing" and not heads
+def tensors(model: Model, name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return the weights under the names and in the layouts of the family's checkpoints."""
+    own = parameters(model)
     out: dict[str, Tensor] = {}
     for match in expand(lineage.rules(name), list(own), f"family {name}"):
         whole = fuse([own[n].detach() for n in match.ours], match.layout, model.spec)
@@ -146,8 +135,8 @@ def tensors(
         if "{e}" in match.theirs:
             out |= {match.theirs.replace("{e}", str(e)): whole[e] for e in range(whole.shape[0])}
         else:
-            out[match.theirs.partition(".")[2] if bare else match.theirs] = whole
-    return out | dict(heads)
+            out[match.theirs] = whole
+    return out
 
 
 def spec_of(config: Mapping[str, Any], place: str) -> tuple[str, spec.Model]:
@@ -199,7 +188,7 @@ def fill(
 
     Nothing is allocated before the file is known to hold as many numbers as the model wants.
     """
-    empty = stored(build(s, device="meta"))
+    empty = parameters(build(s, device="meta"))
     plan = expand(table, list(empty), place)
     plan, missing, used = _locate(plan, theirs, s)
     if missing:
@@ -214,7 +203,7 @@ def fill(
         if held != sum(empty[n].numel() for n in match.ours):
             raise _misshapen(place, match, tuple(shape(_expert_names(match.theirs, match, s)[0])), empty)
     model = build(s, device=device, dtype=dtype)
-    own = stored(model)
+    own = parameters(model)
     for match in plan:
         whole = _stack(match, get, s)
         try:
@@ -248,7 +237,7 @@ def _locate(plan: list[Match], theirs: set[str], s: spec.Model) -> tuple[list[Ma
                 out.append(Match(match.ours, name, match.layout))
                 break
         else:
-            missing += [match.theirs] * (match.ours != ("head.shift",))  # zeros, unless a file says otherwise
+            missing.append(match.theirs)
     return out, missing, used
 
 
@@ -321,8 +310,6 @@ def _settle_tie(s: spec.Model, table: Iterable[Rule], theirs: set[str], get: Cal
 
     names = {rule[0]: rule[1] for rule in reversed(tuple(table))}  # the first rule counts
     head = names.get("head.*", names.get("head.weight", "")).replace("*", "weight")
-    if s.encoder and not s.head.tied and head not in theirs:  # T5 v1.1 as transformers writes it
-        return override(s, {"head.tied": True})
     if s.head.tied and head in theirs:
         token = names["embed.token.weight"]
         token = token if token in theirs else token.partition(".")[2]
@@ -332,26 +319,8 @@ def _settle_tie(s: spec.Model, table: Iterable[Rule], theirs: set[str], get: Cal
     return s
 
 
-def _settle_parts(s: spec.Model, name: str, theirs: set[str]) -> spec.Model:
-    """Let the file decide which of the family's parts it has."""
-    for part in lineage.parts(name):
-        there = any(k == part.tensor or k.endswith(f".{part.tensor}") for k in theirs)
-        s = replace(s, **(part.there if there else part.absent))
-    return s
-
-
-def _twice(copies: Mapping[str, str], theirs: set[str], get: Callable[[str], Tensor], place: str) -> set[str]:
-    """Return the tensors that are copies of others; one that should be and is not, is another model."""
-    found = {k for k, original in copies.items() if k in theirs and original in theirs}
-    for k in found:
-        if not torch.equal(get(k), get(copies[k])):
-            raise TerakoyaError(f"{place}: {k}", f"differs from {copies[k]}, which this family has in its place")
-    return found
-
-
 def _refuse_absurd(s: spec.Model, place: str) -> None:
-    layers = s.layers() + (s.encoder.layers() if s.encoder else ())
-    rough = s.vocab * s.dim + sum(_rough(m, s.dim) for block in layers for b in block.branches for m in b.mix)
+    rough = s.vocab * s.dim + sum(_rough(m, s.dim) for block in s.layers() for b in block.branches for m in b.mix)
     if rough > LARGEST or s.context > 2**31 or any(moe.count > 2**16 for moe in select(s, "moe")):
         raise TerakoyaError(place, "asks for a model larger than any known", given=f"about {rough:.1e} parameters")
 
@@ -359,7 +328,7 @@ def _refuse_absurd(s: spec.Model, place: str) -> None:
 def _rough(m: spec.Mixer, dim: int) -> int:
     """Return roughly how many parameters a mixer has."""
     match m:
-        case spec.Attention() | spec.Cross():
+        case spec.Attention():
             return 2 * dim * m.heads * (m.head_dim or max(1, dim // m.heads))
         case spec.Latent():
             return dim * (m.kv_rank + m.rope + (m.q_rank or 0)) + dim * m.heads * (m.nope + m.rope + m.value)
@@ -367,8 +336,6 @@ def _rough(m: spec.Mixer, dim: int) -> int:
             return 2 * dim * m.hidden
         case spec.MoE():
             return m.count * _rough(m.expert, dim)
-        case _:
-            return 8 * dim * dim
 
 
 def _check_vocabulary(s: spec.Model, tokenizer: Tokenizer | None, path: Path) -> None:
