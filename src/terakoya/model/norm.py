@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terakoya.model import spec
+from terakoya.ops.norm import rms_norm
 
 
 class Norm(nn.Module):
@@ -27,6 +28,8 @@ class Norm(nn.Module):
         if plain:
             if self.centred:
                 return F.layer_norm(x, x.shape[-1:], w, b, self.spec.eps)
+            if w is not None and x.device.type == "cpu":
+                return rms_norm(x, w, self.spec.eps)
             return F.rms_norm(x, x.shape[-1:], w, self.spec.eps)
         h = x if x.dtype == torch.float64 else x.float()
         if self.centred:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2**23  # logits per chunk: 32 MiB in fp32
+CHUNK = 2**21  # logits per chunk: 8 MiB in fp32, about what the caches hold
+ROWS = 256  # at least, so that adding up the gradient of a large table stays rare
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -42,25 +43,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if learn_x else None
         grad_w = torch.zeros_like(weight, dtype=wide) if learn_w else None
         total = torch.zeros((), dtype=wide, device=x.device)
-        rows = max(1, CHUNK // weight.shape[0])
+        rows = max(ROWS, CHUNK // weight.shape[0])
         for a in range(0, len(x), rows):
             part, scale = slice(a, a + rows), weights[a : a + rows].to(wide)[:, None]
             logits = torch.mm(x[part], w.T)
             probs = torch.softmax(logits, -1, dtype=wide)
             # log of the sum through the likeliest token, whose probability cannot underflow
-            top, at = probs.max(-1, keepdim=True)
-            norm = logits.gather(-1, at).to(wide) - top.log()
+            norm = logits.amax(-1, keepdim=True).to(wide) - probs.amax(-1, keepdim=True).log()
             target = targets[part, None]
             total += ((norm - logits.gather(-1, target).to(wide)) * scale).sum()
             if not (learn_x or learn_w):
                 continue
-            probs.scatter_add_(-1, target, torch.full_like(scale, -1.0))
-            probs *= scale
-            slope = probs.to(x.dtype)
+            slope = probs.scatter_add_(-1, target, torch.full_like(scale, -1.0)).to(x.dtype)
+            # the weights go to the narrow side of both products, (rows, D) instead of (rows, V)
             if grad_x is not None:
-                torch.mm(slope, w, out=grad_x[part])
+                torch.mm(slope, w, out=grad_x[part]).mul_(scale)
             if grad_w is not None:
-                grad_w.addmm_(slope.T.to(wide), x[part].to(wide))
+                grad_w.addmm_(slope.T.to(wide), x[part] * scale)
         ctx.save_for_backward(*(g for g in (grad_x, grad_w) if g is not None))
         ctx.learn = (learn_x, learn_w, weight.dtype)
         return total
