@@ -42,6 +42,7 @@ REACHES_OUT = {
     "uvicorn",
 }
 MAY_REACH_OUT: dict[str, dict[str, str]] = {
+    "sandbox.py": {"subprocess": "runs code of models in a sandbox, or not at all"},
     "ops/compile.py": {"subprocess": "runs the system's C compiler on our own sources"},
     "serve/server.py": {"uvicorn": "listens for clients, on the loopback unless told otherwise"},
 }

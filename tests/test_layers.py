@@ -10,12 +10,12 @@ import pytest
 from tests.sources import Source, dotted, parsed, sources
 
 LEVELS = {
-    "__init__": 0, "config": 0, "errors": 0, "log": 0, "device": 0,
+    "__init__": 0, "config": 0, "errors": 0, "log": 0, "device": 0, "sandbox": 0, "jail": 0,
     "corpus": 1, "tokenizer": 1, "zoo": 1, "model.spec": 1, "model.spec_recurrent": 1,
     "model": 2, "ops": 2,
     "data": 3, "quant": 3, "zoo.convert": 3, "zoo.weights": 3, "zoo.gguf": 3, "zoo.gguf_write": 3,
-    "engine": 4, "train": 4,
-    "eval": 5, "tune": 5, "models": 5,
+    "engine": 4, "train": 4, "ngram": 4,
+    "eval": 5, "tune": 5, "models": 5, "ngram.run": 5,
     "serve": 6, "apps": 6, "plan": 6,
     "cli": 7, "__main__": 7,
 }  # fmt: skip
