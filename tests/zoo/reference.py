@@ -77,6 +77,7 @@ DEEPSEEK = (
         "routed_scaling_factor": 1.5,
     }
 )
+STATE = {"hidden_size": 48, "num_hidden_layers": 3}
 LONG_TABLE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -269,6 +270,41 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "deepseek-v3-halves": ("deepseek_v3", DEEPSEEK | {"num_experts_per_tok": 3, "rope_interleave": False}),
+    "rwkv": ("rwkv", STATE | {"context_length": 64, "intermediate_size": 80, "rescale_every": 0}),
+    "mamba": ("mamba", STATE | {"state_size": 8, "time_step_rank": 4}),
+    "mamba-bias": ("mamba", STATE | {"state_size": 8, "use_bias": True, "use_conv_bias": False, "conv_kernel": 3}),
+    "mamba2": (
+        "mamba2",
+        STATE | {"state_size": 12, "num_heads": 6, "head_dim": 16, "n_groups": 2, "chunk_size": 8},
+    ),
+    "mamba2-bias": (
+        "mamba2",
+        STATE
+        | {"state_size": 12, "num_heads": 6, "head_dim": 16, "n_groups": 1, "use_bias": True, "use_conv_bias": False},
+    ),
+    "jamba": (
+        "jamba",
+        LLAMA
+        | {
+            "num_hidden_layers": 8,
+            "attn_layer_period": 4,
+            "attn_layer_offset": 2,
+            "num_experts": 4,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 6,
+        },
+    ),
+    "recurrentgemma": (
+        "recurrent_gemma",
+        STATE
+        | {
+            "intermediate_size": 160,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "attention_window_size": 6,
+            "lru_width": 64,
+        },
+    ),
     "llama-head-dim": ("llama", LLAMA | {"head_dim": 16}),
 }
 
@@ -276,7 +312,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 # Their angles depend on how long the sequence is by now: keys in memory were turned by others.
 UNCACHED = {"llama-dynamic", "phi3-longrope", "phi3-longrope-factor", "phi3-longrope-gain"}
 # transformers takes the longest of the batch for all of it, or (Llama 4) the index in place of the position.
-UNPADDED = {"llama-dynamic", "llama4"}
+# Recurrent ones read the padding: RWKV, RecurrentGemma; Mamba its bias.
+UNPADDED = {"llama-dynamic", "llama4", "rwkv", "recurrentgemma", "mamba-bias", "mamba2-bias"}
 SDPA = {"falcon-rw"}  # with "eager" transformers adds ALiBi twice there
 STRANGERS = {"plamo"}  # transformers has no class for it
 SIZES = frozenset(  # keys that every real config.json holds
@@ -287,6 +324,11 @@ SIZES = frozenset(  # keys that every real config.json holds
     layer_types attention_types attention_layers no_rope_layers moe_layers sliding_window attention_chunk_size
     num_experts num_local_experts n_routed_experts num_experts_per_tok moe_intermediate_size n_shared_experts
     shared_expert_intermediate_size first_k_dense_replace routed_scaling_factor n_group topk_group
+    state_size intermediate_size num_experts lru_width attention_window_size mamba_d_state mamba_dt_rank
+    attention_hidden_size context_length expand head_dim num_heads n_groups
+    encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads encoder_ffn_dim decoder_ffn_dim
+    num_decoder_layers d_kv d_ff dim n_heads hidden_dim embedding_size type_vocab_size entity_vocab_size entity_emb_size
+    d_inner d_head num_sparse_encoder_layers num_sparse_decoder_layers
     kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim query_pre_attn_scalar
     """.split()  # noqa: SIM905
 )

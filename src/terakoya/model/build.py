@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,15 @@ from terakoya.model.position import Relative
 
 Role = Literal["embed", "head", "matrix", "out", "router", "norm", "bias", "scalar"]
 """What a parameter does: groups for optimisers, initialisation and parallel plans are all keyed by it."""
+
+# Numbers of channels, in whatever shape.
+SCALARS = frozenset("sinks u w decay mix_k mix_v mix_r turn read low write bonus".split())  # noqa: SIM905
+
+
+class Starts(Protocol):
+    """A module whose parameters begin with values of their own; `draw(leaf)` gives a generator for one of them."""
+
+    def start(self, draw: Callable[[str], torch.Generator]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -90,9 +100,9 @@ def _role(name: str, p: Tensor, norms: set[str]) -> Role:
         return "embed"
     if owner == "head":
         return "head" if leaf == "weight" else "bias"
-    if leaf == "bias" or leaf == "choice_bias":
+    if leaf == "bias" or leaf.endswith("_bias"):
         return "bias"
-    if p.dim() < 2 or leaf in ("sinks", "u", "w") or owner.endswith(".position") or owner.endswith("relative"):
+    if p.dim() < 2 or leaf in SCALARS or owner.endswith((".conv", ".position", "relative")):
         return "scalar"
     if owner.endswith(".router") or owner.endswith(".shared_gate"):
         return "router"
@@ -113,6 +123,9 @@ def initialise(model: Model, seed: int, init: Init = Init()) -> Model:
         else:
             std = _std(kinds[name], init, model.spec)
             p.copy_(torch.randn(p.shape, generator=generator(seed, name)) * std) if std else p.zero_()
+    for path, module in modules.items():
+        if hasattr(module, "start"):
+            cast(Starts, module).start(lambda leaf, path=path: generator(seed, f"{path}.{leaf}"))
     return model
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.attention import Attention, Latent
-from terakoya.model.context import Context
-from terakoya.model.ffn import MLP, MoE
+from terakoya.model.context import Context, Packed, Source
+from terakoya.model.cross import Cross
+from terakoya.model.ffn import ACTS, MLP, MoE
 from terakoya.model.norm import Norm
-from terakoya.model.position import sinusoid
+from terakoya.model.position import Buckets, sinusoid
 from terakoya.model.recurrent_mixers import RECURRENT, recurrent
 
-NAMES = {spec.Attention: "attn", spec.Latent: "attn", spec.MLP: "mlp", spec.MoE: "mlp"}
+NAMES = {spec.Attention: "attn", spec.Cross: "cross", spec.Latent: "attn", spec.MLP: "mlp", spec.MoE: "mlp"}
 NAMES |= RECURRENT
 
 
@@ -25,6 +28,8 @@ def mixer(s: spec.Mixer, model: spec.Model, layer: int) -> nn.Module:
     match s:
         case spec.Attention():
             return Attention(s, model, layer)
+        case spec.Cross():
+            return Cross(s, model, layer)
         case spec.Latent():
             return Latent(s, model, layer)
         case spec.MLP():
@@ -80,28 +85,56 @@ class Embed(nn.Module):
         super().__init__()
         e = self.spec = s.embed
         self.dim = s.dim
-        self.scale = math.sqrt(s.dim) if e.scale == "sqrt_dim" else float(e.scale)
+        self.scale = scale_of(e.scale, s.dim)
         width = e.factor or s.dim
+        inner = width if e.whole else s.dim
         self.token = nn.Embedding(s.vocab, width)
-        self.project = nn.Linear(width, s.dim, bias=False) if e.factor else None
+        self.project = nn.Linear(width, s.dim, bias=e.whole) if e.factor else None
         learned = e.position if isinstance(e.position, spec.Learned) else None
-        self.position = nn.Embedding(s.context + learned.offset, s.dim) if learned else None
-        self.norm = Norm(e.norm, s.dim) if e.norm else None
+        self.position = nn.Embedding(s.context + learned.offset, inner) if learned else None
+        self.segment = nn.Embedding(e.types, inner) if e.types else None
+        self.norm = Norm(e.norm, inner) if e.norm else None
 
     def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
         """Look up: tokens (T,) -> (T, D)."""
         x = self.token(tokens)
         if self.scale != 1.0:
             x = x * torch.tensor(self.scale, dtype=x.dtype)
-        if self.project is not None:
+        if self.project is not None and not self.spec.whole:
             x = self.project(x)
+        if self.segment is not None:
+            x = x + self.segment(ctx.share("segments", lambda: torch.zeros_like(tokens)))
         match self.spec.position:
             case spec.Learned(offset):
                 assert self.position is not None
                 x = x + self.position(ctx.pos + offset)
             case spec.Sinusoid():
                 x = x + sinusoid(ctx.pos, self.dim, x.dtype)
+        x = x if self.norm is None else self.norm(x)
+        return self.project(x) if self.project is not None and self.spec.whole else x
+
+
+class Transform(nn.Module):
+    """norm(act(W h + b)), before scores are taken (Devlin 2018)."""
+
+    def __init__(self, s: spec.Transform, dim: int, width: int) -> None:
+        super().__init__()
+        self.spec = s
+        self.dense = nn.Linear(dim, width, bias=s.bias)
+        self.norm = Norm(s.norm, width) if s.norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Prepare each vector: x (T, D) -> (T, E)."""
+        x = ACTS[self.spec.act](self.dense(x))
         return x if self.norm is None else self.norm(x)
+
+
+def scale_of(scale: float | str, dim: int) -> float:
+    """Return what token vectors are multiplied with."""
+    if not isinstance(scale, str):
+        return float(scale)
+    root = math.sqrt(dim)
+    return root if scale == "sqrt_dim" else float(torch.tensor(root, dtype=torch.bfloat16, device="cpu"))
 
 
 class Head(nn.Module):
@@ -109,21 +142,45 @@ class Head(nn.Module):
 
     def __init__(self, s: spec.Model, token: nn.Embedding) -> None:
         super().__init__()
-        self.spec = s.head
-        width = s.embed.factor or s.dim
-        self.project = nn.Linear(s.dim, width, bias=False) if s.embed.factor else None
-        self.weight = token.weight if s.head.tied else nn.Parameter(torch.empty(s.vocab, width))
-        self.bias = nn.Parameter(torch.empty(s.vocab)) if s.head.bias else None
+        h = self.spec = s.head
+        words = h.scores == "words"
+        width = s.embed.factor or s.dim if words else s.dim
+        self.transform = Transform(h.transform, s.dim, width) if h.transform else None
+        self.project = nn.Linear(s.dim, width, bias=False) if width != s.dim and not h.transform else None
+        rows = s.vocab if words else 1
+        own = None if h.scores == "nothing" else nn.Parameter(torch.empty(rows, width))
+        self.weight = token.weight if words and h.tied else own
+        self.bias = nn.Parameter(torch.empty(rows)) if h.bias else None
+        self.register_buffer("shift", torch.zeros(1, rows) if h.shift else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Score every token of the vocabulary: x (T, D) -> (T, V)."""
+        """Score every token of the vocabulary (or whether each was replaced): x (T, D) -> (T, V) or (T, 1)."""
+        if self.weight is None:
+            raise TerakoyaError("model", "has no head: it turns text into vectors and scores no words")
+        if self.transform is not None:
+            x = self.transform(x)
         if self.project is not None:
             x = self.project(x)
         y = F.linear(x, self.weight, self.bias)
+        if self.spec.shift:
+            y = y + self.shift
         if self.spec.scale != 1.0:
             y = y * self.spec.scale
         cap = self.spec.softcap
         return y if cap is None else cap * torch.tanh(y / cap)
+
+
+class Pool(nn.Module):
+    """One vector per sequence from its first token, and what the pair of sentences is (Devlin 2018)."""
+
+    def __init__(self, s: spec.Pooler, dim: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        self.pair = nn.Linear(dim, s.classes) if s.classes else None
+
+    def forward(self, hidden: Tensor, ctx: Context) -> Tensor:
+        """Take the first token of each sequence: hidden (T, D) -> (N, D)."""
+        return torch.tanh(self.dense(hidden[torch.tensor(ctx.cu[:-1], device=hidden.device)]))
 
 
 class Model(nn.Module):
@@ -133,14 +190,43 @@ class Model(nn.Module):
         super().__init__()
         spec.check(s)
         self.spec = s
+        encoder = Model(s.encoder) if s.encoder else None
         self.embed = Embed(s)
-        self.layers = nn.ModuleList(Block(block, s, i) for i, block in enumerate(s.layers()))
+        if encoder is not None and s.embed.shared:
+            self.embed.token = encoder.embed.token
+        self.layers = nn.ModuleList(Block(block, s, i) for i, block in enumerate(s.layers()[: s.share or s.depth]))
+        self.relative = lend(s, self.layers)
         self.norm = Norm(s.norm, s.dim) if s.norm else None
         self.head = Head(s, self.embed.token)
+        self.pool = Pool(s.pool, s.dim) if s.pool else None
+        self.encoder = encoder
 
     def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
         """Read a step's tokens: tokens (T,) -> hidden (T, D)."""
         x = self.embed(tokens, ctx)
-        for layer in self.layers:
-            x = layer(x, ctx)
+        for i in range(self.spec.depth):
+            x = self.layers[i if self.spec.share is None else i * self.spec.share // self.spec.depth](x, ctx)
         return x if self.norm is None else self.norm(x)
+
+    def encode(self, tokens: Tensor, lengths: Sequence[int]) -> Source:
+        """Read N source texts, side by side, with the encoder: tokens (S,) -> what the decoder's context looks at."""
+        if self.encoder is None:
+            raise TerakoyaError("model", "has no encoder: it continues texts, it does not read one to write another")
+        return Source(self.encoder(tokens, Packed(lengths, tokens.device)), tuple(lengths))
+
+
+def lend(s: spec.Model, layers: nn.ModuleList) -> nn.Module | None:
+    """Build the position that all layers have in common, and hand it to them without giving it away."""
+    wanted = [m for block in layers for m in block.children() if isinstance(m, Attention) and _common(m.spec.position)]
+    if not wanted:
+        return None
+    first = wanted[0].spec
+    assert isinstance(first.position, spec.Buckets)
+    made = Buckets(first.position, first.heads, first.causal)
+    for attention in wanted:
+        attention.lent = [made]  # in a list, so that it is no part of the layer
+    return made
+
+
+def _common(position: object) -> bool:
+    return isinstance(position, spec.Buckets) and position.shared

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from terakoya.errors import TerakoyaError
+from terakoya.model.spec_encoder import Cross as Cross
+from terakoya.model.spec_encoder import Pooler as Pooler
 from terakoya.model.spec_recurrent import Recurrent
 
 
@@ -131,6 +133,7 @@ class Buckets:
 
     count: int = 32
     furthest: int = 128
+    shared: bool = False  # T5: one table for all layers | LaMDA, umT5: one each
 
 
 @dataclass(frozen=True)
@@ -285,7 +288,7 @@ class MoE:
         _positive(self, "count", "top_k")
 
 
-Mixer = Attention | Latent | MLP | MoE | Recurrent
+Mixer = Attention | Cross | Latent | MLP | MoE | Recurrent
 
 
 # The whole
@@ -318,8 +321,20 @@ class Embed:
 
     position: Learned | Sinusoid | None = None
     factor: int | None = None  # width of the table where it is not dim: OPT-350m
-    scale: float | Literal["sqrt_dim"] = 1.0  # Gemma, CTRL: sqrt(dim); Granite: a number
+    scale: float | Literal["sqrt_dim", "sqrt_dim_bf16"] = 1.0  # Gemma, CTRL | RecurrentGemma | Granite: a number
     norm: Norm | None = None  # BLOOM, nanochat
+    types: int = 0  # segments that a vector each is added for: BERT's first and second sentence
+    whole: bool = False  # ALBERT, ELECTRA: positions, types and norm are `factor` wide too; one projection, with bias
+    shared: bool = False  # a decoder's table is its encoder's (T5, BART)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What a vector goes through before it is scored: norm(act(W h)), to the width of the token table (BERT)."""
+
+    act: Act = "gelu"
+    norm: Norm | None = None
+    bias: bool = True  # ModernBERT: False
 
 
 @dataclass(frozen=True)
@@ -328,14 +343,19 @@ class Head:
 
     tied: bool = True  # uses the token table
     bias: bool = False
-    scale: float = 1.0  # multiplies logits: Cohere, Granite
+    scale: float = 1.0  # multiplies logits: Cohere, Granite, T5
     softcap: float | None = None
+    scores: Literal["words", "replaced", "nothing"] = "words"  # ELECTRA: was this token replaced? | MiniLM: no head
+    transform: Transform | None = None
+    shift: bool = False  # BART, Marian: constants added to the logits, not learnt
 
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder. Without a layout the blocks repeat in turn; with one, layer i is `blocks[layout[i]]`, and the layers
-    after its end are like its last: (0, 1) is one block of the first kind, then the second to the end.
+    """A decoder, or an encoder where attention is not causal, or both, where it has an `encoder`.
+
+    Without a layout the blocks repeat in turn; with one, layer i is `blocks[layout[i]]`, and the layers after its end
+    are like its last: (0, 1) is one block of the first kind, then the second to the end.
     """
 
     vocab: int
@@ -347,6 +367,9 @@ class Model:
     norm: Norm | None = field(default_factory=RMSNorm)
     head: Head = field(default_factory=Head)
     layout: tuple[int, ...] | None = None
+    share: int | None = None  # ALBERT: the layers share this many sets of weights, each for a run of layers
+    pool: Pooler | None = None
+    encoder: Model | None = None  # what `Cross` looks at
 
     def __post_init__(self) -> None:
         for name in ("vocab", "dim", "depth", "context"):
@@ -361,6 +384,14 @@ class Model:
                 "model.layout", given=self.layout, allowed=f"1 to {self.depth} indices below {len(self.blocks)}"
             )
 
+    @property
+    def sort(self) -> Literal["decoder", "encoder", "encoder-decoder"]:
+        """Return what it is for: continuing text, understanding text, or writing one text from another."""
+        if self.encoder is not None:
+            return "encoder-decoder"
+        mixers = [m for block in self.blocks for branch in block.branches for m in branch.mix]
+        return "encoder" if any(isinstance(m, Attention) and not m.causal for m in mixers) else "decoder"
+
     def layers(self) -> tuple[Block, ...]:
         """Return the block of each layer, from the first to the last."""
         if self.layout is None:
@@ -369,7 +400,7 @@ class Model:
         return tuple(self.blocks[i] for i in (*self.layout, *self.layout[-1:] * rest))
 
 
-def head_dim(model: Model, attention: Attention) -> int:
+def head_dim(model: Model, attention: Attention | Cross) -> int:
     """Return the width K of one head; an error where `dim` does not divide."""
     if attention.head_dim is not None:
         return attention.head_dim
@@ -384,19 +415,27 @@ def head_dim(model: Model, attention: Attention) -> int:
 
 def check(model: Model) -> None:
     """Raise where numbers do not fit each other; while a family is overridden field by field, they may not yet."""
+    if model.share is not None and not 0 < model.share <= model.depth:
+        raise TerakoyaError("model.share", given=model.share, allowed=f"1 to depth={model.depth}")
+    if model.encoder is not None and model.encoder.dim != model.dim:
+        raise TerakoyaError("model.encoder.dim", given=model.encoder.dim, allowed=f"the decoder's {model.dim}")
     for block in model.blocks:
         for branch in block.branches:
             for mixer in branch.mix:
-                if isinstance(mixer, Attention):
+                if isinstance(mixer, Attention | Cross):
                     _check_heads(model, mixer)
+                if isinstance(mixer, Cross) and model.encoder is None:
+                    raise TerakoyaError("model.encoder", "is missing: the blocks look at one")
                 if isinstance(mixer, MoE):
                     _check_experts(mixer)
 
 
-def _check_heads(model: Model, a: Attention) -> None:
+def _check_heads(model: Model, a: Attention | Cross) -> None:
     if a.kv_heads is not None and a.heads % a.kv_heads:
         allowed = [g for g in range(1, a.heads + 1) if a.heads % g == 0]
         raise TerakoyaError("attention.kv_heads", given=a.kv_heads, allowed=allowed)
+    if isinstance(a, Cross):
+        return
     turning = a.position.fraction * head_dim(model, a) if isinstance(a.position, Rope) else head_dim(model, a) * 0
     if int(turning + 1e-6) % 2:
         raise TerakoyaError("rotary channels of a head", given=int(turning), allowed="an even number")

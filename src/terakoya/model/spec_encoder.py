@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from terakoya.errors import TerakoyaError
 
@@ -28,9 +27,8 @@ class Cross:
 
 @dataclass(frozen=True)
 class Pooler:
-    """One vector per sequence: act(W h + b) of its first token (BERT). With `classes`, scores of what the pair of
+    """One vector per sequence: tanh(W h + b) of its first token (BERT). With `classes`, scores of what the pair of
     sentences is: next or not (BERT), in order or swapped (ALBERT).
     """
 
-    act: Literal["tanh"] = "tanh"
     classes: int = 0

@@ -60,6 +60,7 @@ class Act(Codec):
 
     path: str = "mlp.act"
     aliases: tuple[tuple[str, str], ...] = ()
+    also: tuple[str, ...] = ()  # other places with the same function
 
     def read(self, value: Any, config: Config) -> Changes:
         table = ACTS | dict(self.aliases)
@@ -67,7 +68,7 @@ class Act(Codec):
             return {}
         if value not in table:
             raise TerakoyaError(f"config.json: {self.path}", given=value, allowed=sorted(table))
-        return {self.path: table[value]}
+        return dict.fromkeys((self.path, *self.also), table[value])
 
     def write(self, s: spec.Model) -> Any:
         act = values(s, self.path)[0]

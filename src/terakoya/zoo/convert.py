@@ -6,9 +6,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 from terakoya.config import select
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model import spec
-from terakoya.model.build import build, parameters
+from terakoya.model.build import build, stored
 from terakoya.model.model import Model
+from terakoya.quant.linear import PREFIX, packed_layers, shell, unpacked
+from terakoya.quant.source import Source, described, of_gguf, opened
 from terakoya.tokenizer import Tokenizer, from_gguf
 from terakoya.zoo import lineage
 from terakoya.zoo.gguf import GGUF, is_gguf
@@ -28,6 +31,7 @@ from terakoya.zoo.weights import open_weights, save_weights
 
 # Buffers that old files carry and no model needs.
 PASSENGERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.attention\.(masked_)?bias|position_ids)$")
+TASKS = re.compile(r"(classifier|qa_outputs|pre_classifier|vocab_outputs)\b.*")  # heads that tuning put on an encoder
 LARGEST = 2**41  # parameters; a config that asks for more is refused before anything is allocated
 
 
@@ -39,6 +43,7 @@ class Loaded:
     tokenizer: Tokenizer | None
     family: str
     config: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, Tensor] = field(default_factory=dict)  # a task's head that came along, under its own names
     source: Path | None = None  # the GGUF file whose blocks the weights still are
 
     @property
@@ -46,10 +51,13 @@ class Loaded:
         return self.model.spec
 
 
-def load(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
-    """Open a model: a GGUF file, or a folder with config.json and safetensors."""
+def load(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", packed: bool = False) -> Loaded:
+    """Open a model: a GGUF file, or a folder with config.json and safetensors.
+
+    `packed`: keep the blocks of a GGUF file, and make numbers of them as they are used. Folders say themselves.
+    """
     if path.is_file() and is_gguf(path):
-        return load_gguf(path, dtype=dtype, device=device)
+        return load_gguf(path, dtype=dtype, device=device, packed=packed)
     if (path / "config.json").is_file():
         return load_folder(path, dtype=dtype, device=device)
     if not path.exists():
@@ -60,46 +68,48 @@ def load(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu")
 
 
 def load_folder(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
-    """Open a Hugging Face folder."""
+    """Open a Hugging Face folder; weights that its `quantization_config` says are packed stay so where they can."""
     config = read_json(path / "config.json")
+    told = config.pop("quantization_config", None)
     name, s = spec_of(config, str(path / "config.json"))
-    weights = open_weights(path)
+    weights = opened(open_weights(path), told, str(path / "config.json"))
     table = lineage.rules(name)
-    theirs = set(weights.keys()) - _predictors(weights.keys(), config, s)
+    theirs = weights.keys() - _predictors(weights.keys(), config, s)
+    s = _settle_parts(s, name, theirs)
     s = _settle_tie(s, table, theirs, weights.get)
-    model = fill(s, table, theirs, weights.get, str(path), shape=weights.shape, dtype=dtype, device=device)
+    heads = {k: weights.get(k) for k in sorted(theirs) if s.sort == "encoder" and TASKS.match(k)}
+    theirs -= {*heads, *_twice(lineage.copies(name), theirs, weights.get, str(path))}
+    model = fill(s, table, theirs, weights, str(path), dtype=dtype, device=device)
     tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").is_file() else None
     _check_vocabulary(s, tokenizer, path)
-    return Loaded(model, tokenizer, name, config)
+    return Loaded(model, tokenizer, name, config, heads=heads)
 
 
-def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Loaded:
-    """Open a GGUF file; quantised blocks become numbers of `dtype`."""
+def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", packed: bool = False) -> Loaded:
+    """Open a GGUF file; quantised blocks become numbers of `dtype`, or stay as they are (`packed`)."""
     file = GGUF.open(path)
     name, s = _gguf_spec(file, path)
-
-    def get(key: str) -> Tensor:
-        return torch.from_numpy(file.read(key))
-
     table = lineage.rules(name, "gguf")
-
-    def shape(key: str) -> tuple[int, ...]:
-        return file.tensors[key].shape
-
-    model = fill(s, table, set(file.tensors), get, str(path), shape=shape, dtype=dtype, device=device)
+    model = fill(s, table, set(file.tensors), of_gguf(file, packed), str(path), dtype=dtype, device=device)
     tokenizer = from_gguf(file.metadata)
     _check_vocabulary(s, tokenizer, path)
     return Loaded(model, tokenizer, name, source=path)
 
 
 def save(loaded: Loaded, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a folder that `load` and transformers open with equal logits."""
+    """Write a folder that `load` and transformers open with equal logits; `load` alone if weights are packed."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in config_files(loaded, dtype).items():
         (folder / name).write_bytes(data)
     if loaded.tokenizer is not None:
         loaded.tokenizer.save(folder)
-    save_weights(folder, tensors(loaded.model, loaded.family, dtype))
+    kept = described(packed_layers(loaded.model))[1]
+    save_weights(folder, tensors(loaded.model, loaded.family, dtype, heads=loaded.heads) | kept)
+
+
+def plain(loaded: Loaded) -> Loaded:
+    """Return the model with numbers for packed weights, as other programs read it."""
+    return replace(loaded, model=unpacked(loaded.model)) if packed_layers(loaded.model) else loaded
 
 
 def config_files(loaded: Loaded, dtype: torch.dtype | None = None) -> dict[str, bytes]:
@@ -107,27 +117,34 @@ def config_files(loaded: Loaded, dtype: torch.dtype | None = None) -> dict[str, 
     config = loaded.config or make_config(loaded.spec, loaded.family, loaded.tokenizer, dtype or torch.float32)
     if dtype is not None:  # what the file came with says how it was, not how it is written now
         config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).removeprefix("torch.")}
+    if layers := packed_layers(loaded.model):
+        config = config | {"quantization_config": described(layers)[0]}
     return {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
 def make_config(s: spec.Model, name: str, tokenizer: Tokenizer | None, dtype: torch.dtype) -> dict[str, Any]:
     """Return a config.json for a spec, proven by reading it back."""
-    model_type, architecture = lineage.model_type(name)
+    model_type, architecture = lineage.model_type(name)[0], lineage.architecture(name, s)
     if model_type is None:
         raise TerakoyaError(f"family {name}", "has no Hugging Face class to be written as")
     config: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
-    config |= write_config(s, lineage.keys(name)) | {"dtype": str(dtype).removeprefix("torch.")}
     config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # theirs belong to another vocabulary
+    config |= write_config(s, lineage.keys(name)) | {"dtype": str(dtype).removeprefix("torch.")}
     if tokenizer is not None:
         config |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    if read_config(lineage.base(name), lineage.keys(name), config, "config.json") != simplest(s):
+    again = read_config(lineage.base(name), lineage.keys(name), config, "config.json")
+    told = {path for part in lineage.parts(name) for path in (*part.there, *part.absent)}  # by tensors, not by keys
+    if replace(again, **{path: getattr(s, path) for path in told}) != simplest(s):
         raise TerakoyaError(f"family {name}", "cannot say this structure in its config.json; save it as its own family")
     return config
 
 
-def tensors(model: Model, name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the weights under the names and in the layouts of the family's checkpoints."""
-    own = parameters(model)
+def tensors(
+    model: Model, name: str, dtype: torch.dtype | None = None, *, heads: Mapping[str, Tensor] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """Return the weights under the names and in the layouts of the family's checkpoints, and a task's head beside."""
+    own = {name: t for name, t in stored(model).items() if f".{PREFIX}" not in name}
+    bare = model.spec.sort == "encoder" and model.spec.head.scores == "nothing" and not heads
     out: dict[str, Tensor] = {}
     for match in expand(lineage.rules(name), list(own), f"family {name}"):
         whole = fuse([own[n].detach() for n in match.ours], match.layout, model.spec)
@@ -135,8 +152,8 @@ def tensors(model: Model, name: str, dtype: torch.dtype | None = None) -> dict[s
         if "{e}" in match.theirs:
             out |= {match.theirs.replace("{e}", str(e)): whole[e] for e in range(whole.shape[0])}
         else:
-            out[match.theirs] = whole
-    return out
+            out[match.theirs.partition(".")[2] if bare else match.theirs] = whole
+    return out | dict(heads)
 
 
 def spec_of(config: Mapping[str, Any], place: str) -> tuple[str, spec.Model]:
@@ -177,35 +194,44 @@ def fill(
     s: spec.Model,
     table: Iterable[Rule],
     theirs: set[str],
-    get: Callable[[str], Tensor],
+    source: Source,
     place: str,
     *,
-    shape: Callable[[str], tuple[int, ...]],
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Model:
     """Build the model and copy in every weight; missing, left-over and misshapen tensors are named.
 
-    Nothing is allocated before the file is known to hold as many numbers as the model wants.
+    Nothing is allocated before the file is known to hold as many numbers as the model wants. Packed weights stay so
+    where the family's layout only moves rows.
     """
-    empty = parameters(build(s, device="meta"))
+    empty = stored(build(s, device="meta"))
+    source.check(empty, place)
+    held = dict(source.held)
+    empty = {name: p for name, p in empty.items() if name not in held}
     plan = expand(table, list(empty), place)
     plan, missing, used = _locate(plan, theirs, s)
     if missing:
         raise TerakoyaError(place, f"lacks {len(missing)} tensors", given=", ".join(missing[:8]))
-    extra = sorted(k for k in theirs - used if not PASSENGERS.match(k))
+    extra = sorted(k for k in theirs - used if not (PASSENGERS.match(k) or source.idle(k)))
     if extra:
         raise TerakoyaError(
             place, f"holds {len(extra)} tensors this family has no place for", given=", ".join(extra[:8])
         )
     for match in plan:
-        held = sum(math.prod(shape(name)) for name in _expert_names(match.theirs, match, s))
-        if held != sum(empty[n].numel() for n in match.ours):
-            raise _misshapen(place, match, tuple(shape(_expert_names(match.theirs, match, s)[0])), empty)
-    model = build(s, device=device, dtype=dtype)
-    own = parameters(model)
+        count = sum(math.prod(source.shape(name)) for name in _expert_names(match.theirs, match, s))
+        if count != sum(empty[n].numel() for n in match.ours):
+            raise _misshapen(place, match, source.shape(_expert_names(match.theirs, match, s)[0]), empty)
+        shapes = [empty[n].shape for n in match.ours]
+        if not (match.layout.dim or match.layout.transpose or "{e}" in match.theirs) and len(shapes[0]) == 2:
+            parts = source.rows(match.theirs, lambda t, m=match, n=shapes: split(t, n, m.layout, s))
+            held |= zip(match.ours, parts, strict=True) if parts else {}
+    model = shell(s, held, device=device, dtype=dtype) if held else build(s, device=device, dtype=dtype)
+    own = stored(model)
     for match in plan:
-        whole = _stack(match, get, s)
+        if match.ours[0] in held:
+            continue
+        whole = _stack(match, source.get, s)
         try:
             parts = split(whole, [own[n].shape for n in match.ours], match.layout, s)
         except (RuntimeError, IndexError):
@@ -237,7 +263,7 @@ def _locate(plan: list[Match], theirs: set[str], s: spec.Model) -> tuple[list[Ma
                 out.append(Match(match.ours, name, match.layout))
                 break
         else:
-            missing.append(match.theirs)
+            missing += [match.theirs] * (match.ours != ("head.shift",))  # zeros, unless a file says otherwise
     return out, missing, used
 
 
@@ -310,6 +336,8 @@ def _settle_tie(s: spec.Model, table: Iterable[Rule], theirs: set[str], get: Cal
 
     names = {rule[0]: rule[1] for rule in reversed(tuple(table))}  # the first rule counts
     head = names.get("head.*", names.get("head.weight", "")).replace("*", "weight")
+    if s.encoder and not s.head.tied and head not in theirs:  # T5 v1.1 as transformers writes it
+        return override(s, {"head.tied": True})
     if s.head.tied and head in theirs:
         token = names["embed.token.weight"]
         token = token if token in theirs else token.partition(".")[2]
@@ -319,8 +347,26 @@ def _settle_tie(s: spec.Model, table: Iterable[Rule], theirs: set[str], get: Cal
     return s
 
 
+def _settle_parts(s: spec.Model, name: str, theirs: set[str]) -> spec.Model:
+    """Let the file decide which of the family's parts it has."""
+    for part in lineage.parts(name):
+        there = any(k == part.tensor or k.endswith(f".{part.tensor}") for k in theirs)
+        s = replace(s, **(part.there if there else part.absent))
+    return s
+
+
+def _twice(copies: Mapping[str, str], theirs: set[str], get: Callable[[str], Tensor], place: str) -> set[str]:
+    """Return the tensors that are copies of others; one that should be and is not, is another model."""
+    found = {k for k, original in copies.items() if k in theirs and original in theirs}
+    for k in found:
+        if not torch.equal(get(k), get(copies[k])):
+            raise TerakoyaError(f"{place}: {k}", f"differs from {copies[k]}, which this family has in its place")
+    return found
+
+
 def _refuse_absurd(s: spec.Model, place: str) -> None:
-    rough = s.vocab * s.dim + sum(_rough(m, s.dim) for block in s.layers() for b in block.branches for m in b.mix)
+    layers = s.layers() + (s.encoder.layers() if s.encoder else ())
+    rough = s.vocab * s.dim + sum(_rough(m, s.dim) for block in layers for b in block.branches for m in b.mix)
     if rough > LARGEST or s.context > 2**31 or any(moe.count > 2**16 for moe in select(s, "moe")):
         raise TerakoyaError(place, "asks for a model larger than any known", given=f"about {rough:.1e} parameters")
 
@@ -328,7 +374,7 @@ def _refuse_absurd(s: spec.Model, place: str) -> None:
 def _rough(m: spec.Mixer, dim: int) -> int:
     """Return roughly how many parameters a mixer has."""
     match m:
-        case spec.Attention():
+        case spec.Attention() | spec.Cross():
             return 2 * dim * m.heads * (m.head_dim or max(1, dim // m.heads))
         case spec.Latent():
             return dim * (m.kv_rank + m.rope + (m.q_rank or 0)) + dim * m.heads * (m.nope + m.rope + m.value)
@@ -336,6 +382,8 @@ def _rough(m: spec.Mixer, dim: int) -> int:
             return 2 * dim * m.hidden
         case spec.MoE():
             return m.count * _rough(m.expert, dim)
+        case _:
+            return 8 * dim * dim
 
 
 def _check_vocabulary(s: spec.Model, tokenizer: Tokenizer | None, path: Path) -> None:

@@ -109,6 +109,7 @@ def _checked(s: spec.Model, place: str) -> spec.Model:
 
 def simplest(s: spec.Model) -> spec.Model:
     """Say the same network the shortest way: a repeating pattern without a layout, defaults left out."""
+    s = replace(s, encoder=s.encoder and simplest(s.encoder))
     known: dict[spec.Block, spec.Block] = {}
     layers = [known.setdefault(block, block) for block in s.layers()]
     plain = {block: _plain(block, s.dim) for block in known}

@@ -14,6 +14,7 @@ from terakoya.model import spec
 from terakoya.zoo import history
 from terakoya.zoo.codec import Codec, Key
 from terakoya.zoo.families import (
+    bert,
     deepseek,
     eleuther,
     falcon,
@@ -21,6 +22,7 @@ from terakoya.zoo.families import (
     gpt,
     japanese,
     layernorm,
+    linear,
     llama,
     mistral,
     olmo,
@@ -29,16 +31,20 @@ from terakoya.zoo.families import (
     phi,
     qwen,
     recurrent,
+    states,
+    t5,
+    transformer,
     unplaced,
 )
 from terakoya.zoo.families import open as open_models
 from terakoya.zoo.history.aliases import ALIASES
 from terakoya.zoo.names import Rule
-from terakoya.zoo.node import Family, Node
+from terakoya.zoo.node import Family, Node, Part
 from terakoya.zoo.resize import resized
 
 LINES = (
-    recurrent,
+    *(recurrent, linear, states),
+    *(transformer, bert, t5),
     *(gpt, eleuther, open_models, falcon, llama, mistral, phi, qwen, gemma, olmo),
     *(deepseek, unplaced, layernorm, japanese, others, paper),
 )
@@ -133,6 +139,29 @@ def rules(name: str, form: str = "hf") -> tuple[Rule, ...]:
     return f.names + (rules(f.parent) if f.parent and not f.fresh else ())
 
 
+def parts(name: str) -> tuple[Part, ...]:
+    """Return the parts that a family's files may have or lack: its own or its nearest ancestor's."""
+    f = family(name)
+    return f.parts or (parts(f.parent) if f.parent and not f.fresh else ())
+
+
+def copies(name: str) -> Mapping[str, str]:
+    """Return the tensors that a family's files may hold twice, and which they are copies of."""
+    f = family(name)
+    return f.copies or (copies(f.parent) if f.parent and not f.fresh else {})
+
+
+def architecture(name: str, s: spec.Model) -> str:
+    """Return the class of Hugging Face that has the parts of this spec."""
+    f = family(name)
+    while f.parent and not f.model_type:
+        f = family(f.parent)
+    for other, has in f.architectures.items():
+        if all(getattr(s, path) == value for path, value in has.items()):
+            return other
+    return f.architecture
+
+
 def model_type(name: str) -> tuple[str | None, str]:
     """Return Hugging Face's (model_type, class) of a family: its own or its nearest ancestor's."""
     f = family(name)
@@ -168,6 +197,10 @@ def rescale(s: spec.Model, dim: int, depth: int, width: int) -> spec.Model:
 
     def resize(node: Any) -> Any:
         match node:
+            case spec.Cross():
+                heads = max(1, dim // width)
+                kv = node.kv_heads and max(k for k in range(1, heads + 1) if heads % k == 0 and k <= node.kv_heads)
+                return replace(node, heads=heads, kv_heads=kv, head_dim=None if width * heads == dim else width)
             case spec.Attention():
                 heads = max(1, dim // width)
                 kv = node.kv_heads and max(1, round(heads * node.kv_heads / node.heads))
@@ -201,8 +234,10 @@ def rescale(s: spec.Model, dim: int, depth: int, width: int) -> spec.Model:
         return resized(node, s.dim, dim, width)
 
     embed = s.embed if s.embed.factor is None else replace(s.embed, factor=max(16, dim // 2))
-    small = _walk(replace(s, embed=embed), resize)
-    return replace(small, dim=dim, depth=depth, layout=_stretched(s, depth))
+    small = _walk(replace(s, embed=embed, encoder=None), resize)
+    encoder = s.encoder and rescale(s.encoder, dim, depth, width)
+    share = s.share and min(s.share, depth)
+    return replace(small, dim=dim, depth=depth, layout=_stretched(s, depth), share=share, encoder=encoder)
 
 
 def _stretched(s: spec.Model, depth: int) -> tuple[int, ...] | None:

@@ -23,7 +23,7 @@ class Layout:
     Fused parts lie as [groups, rows / groups of each part, ...]; `groups` is a number, or the head counts of the spec,
     or "rows" where the rows alternate. `transpose` swaps the last two axes (OpenAI's Conv1D). `paired` undoes
     llama.cpp's order of rotary rows: (2i, 2i + 1) there, (i, i + K / 2) here. `tiled` query heads take key head
-    h mod G there, h // (H / G) here (PLaMo).
+    h mod G there, h // (H / G) here (PLaMo). The rule counts only `beside` another parameter of ours.
     """
 
     groups: int | Literal["heads", "kv_heads", "rows"] = 1
@@ -31,6 +31,7 @@ class Layout:
     dim: int = 0
     paired: Literal["heads", "kv_heads"] | None = None
     tiled: bool = False
+    beside: str = ""
 
 
 PLAIN = Layout()
@@ -53,6 +54,8 @@ def expand(rules: Iterable[Rule], parameters: Sequence[str], place: str) -> list
         ours, theirs = rule[0], rule[1]
         layout = rule[2] if len(rule) == 3 else PLAIN
         parts = _parts(ours)
+        if layout.beside and layout.beside not in known:
+            continue
         for name in parameters:
             found = None if name in done else _pattern(parts[0]).fullmatch(name)
             if not found:

@@ -34,6 +34,15 @@ class Size:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part that some files of a family have and some have not: told by the end of a tensor's name."""
+
+    tensor: str
+    there: Mapping[str, Any] = field(default_factory=dict)  # what the spec has where it is there
+    absent: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A structure: its parent's spec plus `changes`. `parent` is where the diff starts, `takes` names influences."""
@@ -58,6 +67,9 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # what config.json leaves out
     names: tuple[Rule, ...] = ()  # where its checkpoints keep each weight, before the parent's rules
     gguf: tuple[Rule, ...] = ()  # the same in GGUF, before the parent's
+    parts: tuple[Part, ...] = ()  # read in order, over what config.json says
+    architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # other classes, and what they have
+    copies: Mapping[str, str] = field(default_factory=dict)  # tensors that files may hold twice: name -> original
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,109 @@
+"""Tiny random encoders and encoder–decoders of transformers, and the same weights in ours."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from terakoya.zoo.convert import Loaded, load
+
+TINY = {"vocab_size": 99, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+BERT = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+}
+DISTIL = {"dim": 48, "n_layers": 3, "n_heads": 4, "hidden_dim": 80, "max_position_embeddings": 64}
+ALBERT = BERT | {"embedding_size": 24, "num_hidden_layers": 4, "num_hidden_groups": 2}
+T5 = {
+    "d_model": 48,
+    "d_kv": 16,
+    "d_ff": 80,
+    "num_layers": 3,
+    "num_decoder_layers": 2,  # transformers' cache has room for as many layers as the encoder has
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "decoder_start_token_id": 2,
+}
+MARIAN = {
+    "d_model": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 80,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
+
+# name: (model_type, class, config)
+ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("bert", "BertForPreTraining", BERT),
+    "bert-relu": ("bert", "BertForMaskedLM", BERT | {"hidden_act": "relu", "type_vocab_size": 3}),
+    "bert-bare": ("bert", "BertModel", BERT),
+    "roberta": ("roberta", "RobertaForMaskedLM", BERT),
+    "xlm-r": ("xlm-roberta", "XLMRobertaForMaskedLM", BERT | {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "distilbert": ("distilbert", "DistilBertForMaskedLM", DISTIL),
+    "albert": ("albert", "AlbertForPreTraining", ALBERT),
+    "albert-wide": ("albert", "AlbertForMaskedLM", ALBERT | {"embedding_size": 48, "num_hidden_groups": 1}),
+    "electra": ("electra", "ElectraForPreTraining", BERT | {"embedding_size": 24}),
+    "electra-wide": ("electra", "ElectraForPreTraining", BERT | {"embedding_size": 48}),
+    "electra-generator": ("electra", "ElectraForMaskedLM", BERT | {"embedding_size": 24}),
+}
+PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "transformer": ("marian", "MarianMTModel", MARIAN | {"scale_embedding": True, "activation_function": "relu"}),
+    "marian-two-tables": ("marian", "MarianMTModel", MARIAN | {"share_encoder_decoder_embeddings": False}),
+    "bart": ("bart", "BartForConditionalGeneration", MARIAN),
+    "mbart": ("mbart", "MBartForConditionalGeneration", MARIAN | {"scale_embedding": True}),
+    "t5": ("t5", "T5ForConditionalGeneration", T5),
+    "t5-v1.1": ("t5", "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+}  # fmt: skip
+TOLERANCE = 2e-5  # times the spread: transformers computes norms and softmax in fp32, in another order
+
+
+@functools.cache
+def pair(name: str) -> tuple[Any, Loaded, Path]:
+    """Return (their model, ours loaded from their saved folder, the folder); every number is randomised."""
+    import transformers
+
+    model_type, cls, config = (ENCODERS | PAIRS)[name]
+    torch.manual_seed(len(name))
+    made = transformers.AutoConfig.for_model(model_type, **(TINY | config))
+    made._attn_implementation = "eager"
+    theirs = getattr(transformers, cls)(made).eval()
+    with torch.no_grad():
+        for p in [*theirs.parameters(), *(b for k, b in theirs.named_buffers() if k == "final_logits_bias")]:
+            if p.requires_grad or not isinstance(p, torch.nn.Parameter):
+                p.copy_(torch.randn_like(p) * 0.08 if p.dim() > 1 else p + 0.2 * torch.randn_like(p))
+    folder = Path(tempfile.mkdtemp()) / name
+    theirs.save_pretrained(folder)
+    return theirs, load(folder), folder
+
+
+def prompt(length: int, seed: int = 0) -> torch.Tensor:
+    """Return random token ids (length,)."""
+    return torch.randint(3, 99, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(a: torch.Tensor, b: torch.Tensor, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids (2, len(a)) and mask, the shorter b padded."""
+    gap = torch.full((len(a) - len(b),), TINY["pad_token_id"])
+    ids = torch.stack([a, torch.cat([gap, b] if left else [b, gap])])
+    mask = torch.ones_like(ids)
+    mask[1, : len(gap)] = 0
+    return ids, mask if left else mask.index_select(1, torch.arange(len(a) - 1, -1, -1))
+
+
+def takes(model: Any, name: str) -> bool:
+    """Tell whether a model's forward has an argument."""
+    return name in inspect.signature(model.forward).parameters
