@@ -14,7 +14,8 @@ LEVELS = {
     "corpus": 1, "tokenizer": 1, "zoo": 1, "model.spec": 1, "model.spec_recurrent": 1,
     "model": 2, "ops": 2,
     "data": 3, "quant": 3, "zoo.convert": 3, "zoo.weights": 3, "zoo.gguf": 3, "zoo.gguf_write": 3,
-    "engine": 4, "train": 4, "ngram": 4,
+    "zoo.gguf_model": 3,
+    "engine": 4, "train": 4, "ngram": 4, "vectors": 4,
     "eval": 5, "tune": 5, "models": 5, "ngram.run": 5,
     "serve": 6, "apps": 6, "plan": 6,
     "cli": 7, "__main__": 7,
@@ -27,7 +28,7 @@ SIDEWAYS = {  # among equals of different packages, one way only
     ("model.spec", "model.spec_recurrent"),
     ("model", "ops"),
     ("__main__", "cli"),
-    *((f"zoo.{file}", "quant") for file in ("convert", "weights", "gguf", "gguf_write")),
+    *((f"zoo.{file}", "quant") for file in ("convert", "weights", "gguf", "gguf_write", "gguf_model")),
 }
 BRINGS_TORCH = ("torch", "transformers", "safetensors.torch", "accelerate", "triton")
 LATE_TORCH = {"device"}  # level 0, but it is about torch: inside functions it may

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terakoya.errors import TerakoyaError
-from terakoya.eval.perplexity import Score, _windows, compressed, score
+from terakoya.eval.perplexity import Score, compressed, score, windows
 from terakoya.model.build import build, initialise
 from terakoya.model.context import Packed
 from terakoya.model.model import Model
@@ -38,7 +38,7 @@ def model(tokenizer: Tokenizer) -> Model:
 @given(length=st.integers(0, 300), window=st.integers(2, 64))
 def test_windows_score_each_token_but_the_first_once(length: int, window: int) -> None:
     scored: list[int] = []
-    for begin, end, first in _windows(length, window):
+    for begin, end, first in windows(length, window):
         assert 0 <= begin < first < end <= length
         assert end - 1 - begin <= window  # the last prediction looks at no more than that
         assert first == 1 or first - begin >= window // 2  # and the first at half of it, at least

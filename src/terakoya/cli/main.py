@@ -131,8 +131,24 @@ def _data(p: argparse.ArgumentParser) -> None:
 
 def _convert(p: argparse.ArgumentParser) -> None:
     _model(p)
-    p.add_argument("out", metavar="FOLDER", help="a new folder that transformers opens")
+    p.add_argument("out", metavar="OUT", help="a new folder that transformers opens; with --to gguf a new file")
     p.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="(default float32)")
+    p.add_argument("--to", default="hf", choices=["hf", "gguf"], help="Hugging Face folder or GGUF file (default hf)")
+    p.add_argument("--type", default="f16", metavar="T", help="of GGUF: f16, q8_0, q4_0, q4_k_m … (default f16)")
+
+
+def _quantize(p: argparse.ArgumentParser) -> None:
+    _model(p)
+    p.add_argument("--to", required=True, metavar="CODEC", help="int8, int4, nf4, fp8, or a GGUF type, e.g. q4_k")
+    p.add_argument("--method", default="rtn", choices=["rtn", "gptq", "awq"], help="of int4 (default rtn: rounding)")
+    p.add_argument("--group", metavar="N", type=int, help="columns with one scale; 0: a row (int4 64, int8 0)")
+    p.add_argument("--table", default="int8", choices=["int8", "same", "none"], help="token table, head (default int8)")
+    p.add_argument("--calibrate", metavar="TEXT", help="a file or folder that gptq and awq look at")
+    p.add_argument("--tokens", metavar="N", type=int, default=8192, help="of it to look at (default 8192)")
+    p.add_argument("--text", metavar="TEXT", help="another text to measure bits per byte and KL on")
+    p.add_argument("--limit", metavar="N", type=int, default=60_000, help="bytes of it at most (default 60,000)")
+    p.add_argument("--no-speed", action="store_true", help="measure no tokens/s")
+    p.add_argument("--out", metavar="FOLDER", help="write the packed model to a new folder")
 
 
 def _lineage(p: argparse.ArgumentParser) -> None:
@@ -167,7 +183,8 @@ VERBS: dict[str, tuple[str, Add]] = {
     "eval": ("Perplexity and bits per byte of a text. 困惑度とバイトあたりビット数を測る。", _eval),
     "tokenizer": ("Train, show or measure a tokenizer. トークナイザーを作る・見る・測る。", _tokenizer),
     "data": ("Build token shards; see what a step saw. 学習データを作る・覗く。", _data),
-    "convert": ("Write a model as a Hugging Face folder. モデルを Hugging Face 形式で書き出す。", _convert),
+    "convert": ("Write a model as a Hugging Face folder or GGUF file. モデルを書き出す。", _convert),
+    "quantize": ("Pack weights into fewer bits; measure what it costs. 重みを少ないビットに詰める。", _quantize),
     "lineage": ("The tree of language models. 言語モデルの系譜を描く。", _lineage),
 }
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it

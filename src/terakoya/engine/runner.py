@@ -22,8 +22,10 @@ from terakoya.model import spec
 from terakoya.model.build import build
 from terakoya.model.model import Model
 from terakoya.ops.compile import NoCompiler
-from terakoya.ops.lower import NotLowered, Weights
+from terakoya.ops.lower import Blocks, NotLowered, Weights
 from terakoya.ops.native import Memory_, Sequence_
+from terakoya.quant.linear import SWAPS, packed_layers
+from terakoya.quant.native import program_parameters
 from terakoya.zoo.convert import Loaded
 
 log = logging.getLogger("terakoya.engine")
@@ -72,13 +74,17 @@ class TorchRunner:
 
 
 class NativeRunner:
-    """The native program on the pages of the store. What a row becomes does not depend on the rows beside it."""
+    """The native program on the pages of the store. What a row becomes does not depend on the rows beside it.
+
+    The logits of a step stay as they are until the next one.
+    """
 
     def __init__(self, native: Native) -> None:
         self.native, self.spec, self.device = native, native.spec, torch.device("cpu")
         self.weights, self.threads = native.words, native.program.threads
         self.words = f"model by the native program ({native.program.isa})"
         self._bound: tuple[Store, object] | None = None
+        self._space = torch.empty(0)  # for logits: new memory would cost more than some steps
 
     def shapes(self) -> dict[int, Shape]:
         kind = torch.float16 if self.native.lowered.half else torch.float32
@@ -104,7 +110,9 @@ class NativeRunner:
         if not picks:
             self.native.run(tokens, sequences, np.empty(0, np.int32), self.native.lowered.head)
             return torch.empty(0, self.spec.vocab)
-        return self.native.run(tokens, sequences, np.array(picks, np.int32))[1]
+        if len(self._space) < len(picks):
+            self._space = torch.empty(len(picks), self.spec.vocab)
+        return self.native.run(tokens, sequences, np.array(picks, np.int32), space=self._space)[1]
 
     def _memory(self, store: Store) -> object:
         """Return where keys and values of every layer are in the store, for the library."""
@@ -142,10 +150,23 @@ def lowered(loaded: Loaded, weights: Weights | None = None, threads: int | None 
     """Return the native program of a model, or why there is none."""
     try:
         _check_plain(loaded.model)
+        if packed_layers(loaded.model):
+            return _packed(loaded, weights, threads)
         stored = loaded.source if weights is None else weights
         return Native.lower(loaded, stored or "fp32", threads)
     except (NotLowered, NoCompiler) as reason:
         return reason
+
+
+def _packed(loaded: Loaded, weights: Weights | None, threads: int | None) -> Native:
+    """Lower a model with packed weights: as they are where the library has the same blocks, else rounded to int8."""
+    layers, parameters = packed_layers(loaded.model), program_parameters(loaded.model)
+    kept = all(isinstance(parameters[name], Blocks) for name in layers)
+    native = Native.lower((loaded.spec, parameters), weights or ("fp32" if kept else "int8"), threads, half=True)
+    native.weights = " and ".join(sorted({str(layer.codec) for layer in layers.values()}))
+    if not kept:
+        native.weights += ", for the program partly as int8"
+    return native
 
 
 def fastest(loaded: Loaded, weights: Weights | None = None, threads: int | None = None) -> Model | NativeModel:
@@ -173,5 +194,6 @@ def _check_plain(model: Model) -> None:
     own = dict(build(model.spec, device="meta").named_modules())
     for name, module in model.named_modules():
         hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        if hooked or name not in own or type(module) is not type(own[name]):
+        plain = name in own and type(module) in (type(own[name]), SWAPS.get(type(own[name])))
+        if hooked or not plain:
             raise NotLowered(name or "model", f"is a changed {type(module).__name__}")

@@ -48,7 +48,7 @@ def score(model: Model, tokenizer: Tokenizer, texts: Iterable[str], *, window: i
     nats, tokens, size = 0.0, 0, 0
     for text in texts:
         ids = [*prefix, *tokenizer.encode(text), *suffix]
-        for begin, end, first in _windows(len(ids), window):
+        for begin, end, first in windows(len(ids), window):
             piece = torch.tensor(ids[begin:end], device=next(model.parameters()).device)
             hidden = model(piece[:-1], Packed([len(piece) - 1], piece.device))[first - begin - 1 :]
             logits = model.head(hidden)  # of the scored tokens only: with a large vocabulary this is most of the work
@@ -61,7 +61,7 @@ def score(model: Model, tokenizer: Tokenizer, texts: Iterable[str], *, window: i
     return Score(nats, tokens, size)
 
 
-def _windows(length: int, window: int) -> Iterator[tuple[int, int, int]]:
+def windows(length: int, window: int) -> Iterator[tuple[int, int, int]]:
     """Yield (begin, end, first scored token) so that each token but the text's first is scored once."""
     first = 1
     while first < length:

@@ -1,4 +1,6 @@
-"""Encode float32 rows as GGUF blocks, to the bit as ggml's reference does (`quantize_row_*_ref` in `ggml-quants.c`)."""
+"""Encode float32 rows as GGUF blocks, to the bit as ggml's reference does (`quantize_row_*_ref` in `ggml-quants.c`);
+K blocks follow its search, whose float32 sums may differ in the last place.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from types import MappingProxyType
 import numpy as np
 
 from terakoya.errors import TerakoyaError
-from terakoya.quant.blocks import BF16, F16, F32, Q4_0, Q8_0, BlockType
+from terakoya.quant.blocks import BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, BlockType
+from terakoya.quant.encode_k import q4_k, q5_k, q6_k, unstorable
 
 _CHUNK = 1 << 16  # elements encoded at once: the work arrays stay in the cache
 
@@ -75,6 +78,38 @@ def _q4_0(x: np.ndarray, out: np.ndarray) -> None:
     out[:, 2:] = four[:, :16] | four[:, 16:] << 4
 
 
+def _q4_1(x: np.ndarray, out: np.ndarray) -> None:
+    least = x.min(axis=1, keepdims=True)
+    scale = (x.max(axis=1, keepdims=True) - least) / np.float32(15)
+    four = ((x - least) * _inverse(scale) + np.float32(0.5)).astype(np.uint8).clip(0, 15)
+    _store_scale(scale, out, Q4_1)
+    _store_scale(least, out[:, 2:], Q4_1)
+    out[:, 4:] = four[:, :16] | four[:, 16:] << 4
+
+
+def _q5_0(x: np.ndarray, out: np.ndarray) -> None:
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1, keepdims=True), axis=1)
+    scale = largest / np.float32(-16)
+    five = (x * _inverse(scale) + np.float32(16.5)).astype(np.uint8).clip(0, 31)
+    _store_scale(scale, out, Q5_0)
+    _store_fives(five, out[:, 2:])
+
+
+def _q5_1(x: np.ndarray, out: np.ndarray) -> None:
+    least = x.min(axis=1, keepdims=True)
+    scale = (x.max(axis=1, keepdims=True) - least) / np.float32(31)
+    five = ((x - least) * _inverse(scale) + np.float32(0.5)).astype(np.uint8).clip(0, 31)
+    _store_scale(scale, out, Q5_1)
+    _store_scale(least, out[:, 2:], Q5_1)
+    _store_fives(five, out[:, 4:])
+
+
+def _store_fives(five: np.ndarray, out: np.ndarray) -> None:
+    """Lay out 32 numbers below 32: the fifth bits, then two nibbles a byte: out (n, 20)."""
+    out[:, :4] = np.packbits(five >> 4, axis=1, bitorder="little")
+    out[:, 4:] = (five[:, :16] & 15) | (five[:, 16:] & 15) << 4
+
+
 def _inverse(scale: np.ndarray) -> np.ndarray:
     return np.where(scale == 0, np.float32(0), 1 / scale)
 
@@ -82,10 +117,23 @@ def _inverse(scale: np.ndarray) -> np.ndarray:
 def _store_scale(scale: np.ndarray, out: np.ndarray, kind: BlockType) -> None:
     half = scale.astype("<f2")
     if not np.isfinite(half).all():
-        raise TerakoyaError(f"{kind.name} blocks", "cannot hold infinite, NaN or very large numbers")
+        raise unstorable(kind)
     out[:, :2] = half.view(np.uint8)
 
 
 _ENCODERS: Mapping[BlockType, Callable[[np.ndarray, np.ndarray], None]] = MappingProxyType(
-    {F32: _f32, F16: _f16, BF16: _bf16, Q8_0: _q8_0, Q4_0: _q4_0}
+    {
+        F32: _f32,
+        F16: _f16,
+        BF16: _bf16,
+        Q8_0: _q8_0,
+        Q4_0: _q4_0,
+        Q4_1: _q4_1,
+        Q5_0: _q5_0,
+        Q5_1: _q5_1,
+        Q4_K: q4_k,
+        Q5_K: q5_k,
+        Q6_K: q6_k,
+    }
 )
+ENCODED = tuple(_ENCODERS)

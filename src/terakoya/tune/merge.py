@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from terakoya.data.batch import Batch
 from terakoya.model.build import build
 from terakoya.model.model import Model
+from terakoya.quant.linear import PREFIX, Packed
 from terakoya.train.objective import context_of
 from terakoya.tune.adapters import Adapted, Decomposed, Factors, LowRank, adapted, dense
 
-PACKED = (".packed", "_scales")  # what a quantised layer keeps instead of its weight
 ROWS = 256  # tokens whose logits are held at once
 
 
@@ -25,16 +25,20 @@ def merged(model: Model) -> Model:
     """
     layers = adapted(model)
     tensors: dict[str, Tensor] = {
-        n: t for n, t in model.state_dict().items() if ".adapters." not in n and not n.endswith(PACKED)
+        n: t for n, t in model.state_dict().items() if ".adapters." not in n and f".{PREFIX}" not in n
     }
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and (name in layers or hasattr(module, "dense")):
+        if isinstance(module, nn.Linear) and (name in layers or isinstance(module, Packed)):
             weight, bias = _folded(module)
             tensors[f"{name}.weight"] = weight
             if bias is not None:
                 tensors[f"{name}.bias"] = bias
+        elif isinstance(module, Packed) and module.kept():
+            tensors[f"{name}.weight"] = module.dense()
     out = build(model.spec, device="meta")
     wanted = out.state_dict().keys()
+    if model.spec.head.tied:
+        tensors["head.weight"] = tensors["embed.token.weight"]
     out.load_state_dict({n: t for n, t in tensors.items() if n in wanted}, assign=True)
     if model.spec.head.tied:
         out.head.weight = out.embed.token.weight
