@@ -52,6 +52,23 @@ def test_torch_has_the_same_cell(name: str) -> None:
 
 
 MIXERS: dict[str, spec.Mixer] = {name: s for name, (s, _) in CELLS.items()}
+MIXERS |= {
+    "mamba": spec_recurrent.Mamba(32, 3, state=5),
+    "mamba-norms": spec_recurrent.Mamba(32, 3, state=5, conv=3, norms=1e-6),
+    "mamba2": spec_recurrent.Mamba2(32, 4, state=6, groups=2),
+    "rwkv4": spec_recurrent.Rwkv4(40),
+    "rwkv-channel": spec_recurrent.RwkvChannel(40),
+    "rglru": spec_recurrent.RGLRU(32, 4, conv=4),
+    "linear": spec_recurrent.LinearAttention(3),
+    "retention": spec_recurrent.Retention(2, expand=2),
+    "gated-delta": spec_recurrent.GatedDelta(2, 4, 6, 5, conv=4),
+    "rwkv7": spec_recurrent.Rwkv7(3, 4, 4, 5, value=None),
+    "rwkv7-channel": spec_recurrent.Rwkv7Channel(40),
+    "s4": spec_recurrent.S4(6),
+    "s4d": spec_recurrent.S4D(6),
+    "h3": spec_recurrent.H3(6, taps=5),
+    "hyena": spec_recurrent.Hyena(12, bands=2),
+}
 
 
 def gradients(run: Any, module: nn.Module, x: Tensor, ctx: Any, look: Tensor) -> tuple[Tensor, list[Tensor]]:

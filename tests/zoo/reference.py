@@ -270,12 +270,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "deepseek-v3-halves": ("deepseek_v3", DEEPSEEK | {"num_experts_per_tok": 3, "rope_interleave": False}),
-    "rwkv": ("rwkv", STATE | {"context_length": 64, "intermediate_size": 80, "rescale_every": 0}),
+    "rwkv": ("rwkv", STATE | {"context_length": 64, "attention_hidden_size": 48, "rescale_every": 0}),
     "mamba": ("mamba", STATE | {"state_size": 8, "time_step_rank": 4}),
     "mamba-bias": ("mamba", STATE | {"state_size": 8, "use_bias": True, "use_conv_bias": False, "conv_kernel": 3}),
     "mamba2": (
         "mamba2",
-        STATE | {"state_size": 12, "num_heads": 6, "head_dim": 16, "n_groups": 2, "chunk_size": 8},
+        STATE
+        | {"state_size": 12, "num_heads": 6, "head_dim": 16, "n_groups": 2, "chunk_size": 8, "conv_kernel": 3}
+        | {"layer_norm_epsilon": 1e-6},
     ),
     "mamba2-bias": (
         "mamba2",

@@ -59,6 +59,13 @@ class Paged:
             out[a:b] = attend(q[None, a:b], ks, vs, look, part.start - low, shifted(bias, low), sinks)[0]
         return out
 
+    def remember(self, layer: int, x: Tensor) -> list[Tensor]:
+        number = self.store.group_of[layer]
+        kept, nothing = self.store.groups[number].memory[layer]
+        kept.index_copy_(0, self.share(("rows", number), lambda: self._rows(number)), x[: self.tokens])
+        pasts = [self._read(number, part, 0, kept, nothing)[0][0] for part in self.parts]
+        return [*pasts, x[self.tokens :]] if self.tokens < x.shape[0] else pasts
+
     def _rows(self, number: int) -> Tensor:
         """Where this step's keys and values go: (T,)."""
         rows: list[int] = []
@@ -138,6 +145,10 @@ class Probe:
         sizes = tuple(tuple(t.shape[1:]) for t in (k, v))
         self.shapes[layer] = Shape(sizes, (k.dtype, v.dtype), Reach(look.window, look.chunk))
         return attend(q[None], k[None], v[None], look, 0, bias, sinks)[0]
+
+    def remember(self, layer: int, x: Tensor) -> list[Tensor]:
+        self.shapes[layer] = Shape((tuple(x.shape[1:]), (0,)), (x.dtype, x.dtype), Reach())
+        return [x]
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         return None

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from terakoya.ops.attend import Bias, Look, attend
 
-
 Keys = Callable[[Tensor], tuple[Tensor, Tensor]]
 """keys(source (S, D)) -> k (S, G, K), v (S, G, K): what a layer of cross-attention makes of an encoder's vectors."""
 
@@ -43,6 +42,10 @@ class Context(Protocol):
 
     def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
         """Let q (T, H, K) look at all of its sequence's source -> (T, H, K); `keys` is asked once per source."""
+        ...
+
+    def remember(self, layer: int, x: Tensor) -> list[Tensor]:
+        """Append x (T, D) to this layer's memory and return all of it, for each sequence (S, D)."""
         ...
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
@@ -108,6 +111,9 @@ class Packed(_Shared):
     def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
         assert self.source is not None, "an encoder–decoder wants a source"
         return look_across(q, self.lengths, *keys(self.source.hidden), self.source.lengths, scale)
+
+    def remember(self, layer: int, x: Tensor) -> list[Tensor]:
+        return list(x.split(list(self.lengths)))
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         return None
@@ -200,6 +206,13 @@ class Cached(_Shared):
         if layer not in held:
             held[layer] = keys(source.hidden)
         return look_across(q, tuple(self.counts), *held[layer], source.lengths, scale)
+
+    def remember(self, layer: int, x: Tensor) -> list[Tensor]:
+        ends = [n + c for n, c in zip(self.memory.lengths, self.counts, strict=True)]
+        rows, _ = self.memory.room(layer, max(ends), x, x[:, :0])
+        for n, (part, end) in enumerate(zip(x.split(self.counts), ends, strict=True)):
+            rows[n, end - len(part) : end] = part
+        return [rows[n, :end] for n, end in enumerate(ends)]
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         return self.memory.states.get(layer)

@@ -10,15 +10,10 @@ from torch import Tensor, nn
 
 from terakoya.model import spec, spec_recurrent
 from terakoya.model.context import Context
+from terakoya.model.kernels import sequences
 from terakoya.ops import lanes
-from terakoya.ops.sequences import Sequences
 
 State = tuple[Tensor, ...]
-
-
-def sequences(ctx: Context, x: Tensor) -> Sequences:
-    """Return how the sequences of this step lie, worked out once for all layers."""
-    return ctx.share("sequences", lambda: Sequences(ctx.cu, x.device))
 
 
 class Cell(nn.Module):

@@ -208,6 +208,8 @@ class _Lowering:
         tied = isinstance(self.parameters["embed.token.weight"], Blocks) or s.head.tied
         weight, form, _, k = self.packed(["embed.token.weight"], self.table if tied else Format.F32)
         self.tied = (weight, form)
+        if e.scale == "sqrt_dim_bf16":
+            raise NotLowered("embed", "a rounded scale has no native instruction")
         scale = math.sqrt(s.dim) if e.scale == "sqrt_dim" else float(e.scale)
         self.code.add(Op.EMBED, dst=to, k=k, format=form, scale=scale, places={"weight": weight})
         if e.factor:
@@ -245,6 +247,9 @@ class _Lowering:
         dim, layer = self.spec.dim, f"layers.{self.layer}"
         names = ["mlp" if isinstance(m, spec.MLP | spec.MoE) else "attn" for m in b.mix]
         sources = []
+        for m in b.mix:
+            if not isinstance(m, spec.Attention | spec.Latent | spec.MLP | spec.MoE):
+                raise NotLowered(layer, f"{type(m).__name__} has no native instruction")
         if b.skip != 1.0:
             raise NotLowered(f"{layer}.{names[0]}", "a scaled skip has no native instruction")
         for i, name in enumerate(names):

@@ -14,6 +14,38 @@ def resized(node: Any, old: int, dim: int, width: int) -> Any:
     match node:
         case spec.LSTM():
             return replace(node, hidden=node.hidden and _near(node.hidden * ratio))
+        case spec.Mamba():
+            inner = _near(node.inner * ratio)
+            return replace(node, inner=inner, rank=max(2, round(node.rank * ratio)), state=min(node.state, width))
+        case spec.Mamba2():
+            heads = max(1, round(node.inner * ratio / width))
+            groups = max(g for g in range(1, min(node.groups, heads) + 1) if heads % g == 0)
+            return replace(node, inner=heads * width, heads=heads, groups=groups, state=min(node.state, 2 * width))
+        case spec.Rwkv4():
+            return replace(node, hidden=node.hidden and _near(node.hidden * ratio))
+        case spec.RwkvChannel():
+            return replace(node, hidden=_near(node.hidden * ratio))
+        case spec.RGLRU():
+            heads = max(1, dim // width)
+            return replace(node, width=_near(node.width * ratio, heads), heads=heads)
+        case spec.LinearAttention() | spec.Retention():
+            return replace(node, heads=max(1, dim // width))
+        case spec.GatedDelta():
+            heads = max(1, dim // width)
+            share = max(1, node.value_heads // node.heads)
+            return replace(node, heads=heads, value_heads=heads * share, key=width, value=width)
+        case spec.Rwkv7():
+            decay, rate, gate = (max(4, round(r * ratio)) for r in (node.decay, node.rate, node.gate))
+            value = node.value and max(4, round(node.value * ratio))
+            return replace(node, heads=max(1, dim // width), decay=decay, rate=rate, gate=gate, value=value)
+        case spec.Rwkv7Channel():
+            return replace(node, hidden=_near(node.hidden * ratio))
+        case spec.H3():
+            return replace(node, state=min(node.state, 2 * width), taps=min(node.taps, width))
+        case spec.S4() | spec.S4D():
+            return replace(node, state=min(node.state, 2 * width))
+        case spec.Hyena():
+            return replace(node, filter=min(node.filter, 2 * width))
     return node
 
 

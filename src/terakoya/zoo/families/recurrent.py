@@ -43,7 +43,7 @@ FAMILIES = (
         sizes={
             "medium": Size(19_780_400),
             "large": Size(66_034_000, {"dim": 1500}),
-            "big": Size(1_776_926_655, {"dim": 1024, "vocab": 793_471, "lstm.hidden": 8192}),
+            "big": Size(1_776_948_095, {"dim": 1024, "vocab": 793_471, "lstm.hidden": 8192}),
         },
     ),
     Family(
