@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from terakoya import config, device
 from terakoya.data import Batch, Loader, Shards
@@ -20,9 +22,11 @@ from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.build import build, initialise
 from terakoya.model.model import Model
+from terakoya.quant.source import opened as weights_of
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.objective import causal
+from terakoya.train.objectives import EXTRA, Causal, Task, Taught
 from terakoya.train.optim import Optimizer
 from terakoya.train.recipe import Budget, Keep, Recipe, resolve
 from terakoya.train.run import Lines, Run
@@ -210,6 +214,7 @@ class Trainer(Loop):
     loader: Loader
     heldout: Shards
     tokenizer: Tokenizer
+    task: Task
 
     @property
     def plan(self) -> Recipe:
@@ -221,30 +226,44 @@ class Trainer(Loop):
         return self.recipe.budget.steps
 
     def batches(self, step: int) -> Sequence[Batch]:
-        return self.loader.batch(step).split(self.recipe.rows.micro)
+        return self.task.arrange(self.loader.batch(step), step).split(self.recipe.rows.micro)
 
     def look(self, limit: int | None) -> dict[str, float]:
-        return {"heldout_bits_per_byte": evaluate(self.model, self.heldout, self.recipe.rows, self.place, limit)}
+        plan, rows, seen = self.recipe.objective, self.recipe.rows, dict[str, float]()
+        if plan.leftward:
+            seen["heldout_bits_per_byte"] = evaluate(self.model, self.heldout, rows, self.place, limit)
+        if not isinstance(plan, Causal):
+            found = measure(self.model, self.task, self.heldout, rows, self.place, limit)
+            seen |= {f"heldout_{name}": value for name, value in found.items()}
+        return seen
 
     def row(self, done: int, result: Stepped, micros: Sequence[Batch]) -> dict[str, Any]:
+        tokens = done * self.recipe.rows.count * self.recipe.rows.context
+        if not isinstance(self.recipe.objective, Causal):
+            return {"loss": result.loss, "tokens": tokens}
         bits = result.loss * result.weight / math.log(2) / max(sum(m.bytes for m in micros), 1)
-        tokens = done * sum(len(m.tokens) for m in micros)
         return {"loss": result.loss, "bits_per_byte": bits, "tokens": tokens}
+
+    def _step(self, forward: Objective, micros: Sequence[Batch], rate: float) -> Stepped:
+        result = super()._step(forward, micros, rate)
+        share = result.weight or 1.0
+        return replace(result, metrics={k: v / share for k, v in result.metrics.items()})
 
     def flops_per_token(self) -> float:
         return flops_per_token(self.model.spec, self.recipe.rows.context)
 
     def save(self, done: int) -> Path:
         """Write a checkpoint of `done` steps: a model folder that transformers opens, and the optimiser beside it."""
-        loaded = convert.Loaded(self.model, self.tokenizer, self.recipe.family)
+        model = bare(self.model)
+        loaded = convert.Loaded(model, self.tokenizer, self.recipe.family)
         extra = {f"model/{name}": data for name, data in convert.config_files(loaded).items()}
         extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
         tensors = {
-            "model/model": {
-                n: t.contiguous().cpu() for n, t in convert.tensors(self.model, self.recipe.family).items()
-            },
+            "model/model": {n: t.contiguous().cpu() for n, t in convert.tensors(model, self.recipe.family).items()},
             "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
         }
+        if beside := _beside(self.model):
+            tensors[EXTRA] = {n: p.detach().contiguous().cpu() for n, p in beside.items()}
         meta = {"step": done, "skipped": self.skipped, "data": self.loader.fingerprint, "family": self.recipe.family}
         checkpoints = self.run.checkpoints(self.recipe.keep.count)
         path = checkpoints.save(done, tensors, meta, extra)
@@ -256,21 +275,23 @@ class Trainer(Loop):
         if checkpoint.meta.get("data") != self.loader.fingerprint:
             raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
         weights = checkpoint.tensors("model/model")
-        spec_ = self.model.spec
-        rules = lineage.rules(self.recipe.family)
-        filled = convert.fill(
-            spec_, rules, set(weights), weights.__getitem__, str(checkpoint.path),
-            shape=lambda name: tuple(weights[name].shape),
-        )  # fmt: skip
-        self.model.load_state_dict(filled.state_dict())
+        filled = restored(self.model.spec, self.recipe.family, weights, str(checkpoint.path))
+        bare(self.model).load_state_dict(filled.state_dict())
+        if beside := _beside(self.model):
+            kept = checkpoint.tensors(EXTRA)
+            for name, p in beside.items():
+                p.data.copy_(kept[name])
         self.optimizer.load(checkpoint.tensors("optimizer"))
         self.start = checkpoint.step
         skipped = checkpoint.meta.get("skipped", 0)
         self.skipped = skipped if isinstance(skipped, int) else 0
 
 
-def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
-    """Build or reload everything for a run whose tokenizer and shards are in its folder."""
+def prepare(run: Run, recipe: Recipe, teacher: convert.Loaded | None = None) -> Trainer:
+    """Build or reload everything for a run whose tokenizer and shards are in its folder.
+
+    `teacher` is the model that the objective names, where it names one.
+    """
     device.keep_memory()
     place = device.choose(recipe.device, recipe.precision)
     tokenizer = Tokenizer.load(run.tokenizer)
@@ -282,16 +303,21 @@ def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
         resolved = resolve(recipe, tokenizer.vocab_size)
     loader = Loader(train, rows=resolved.rows.count, context=resolved.rows.context, seed=resolved.seed)
     assert isinstance(resolved.model, spec.Model)
+    task = resolved.objective.task(tokenizer, resolved.model, resolved.seed)
+    if isinstance(task, Taught):
+        if teacher is None:
+            raise TerakoyaError("objective.teacher", "must be opened first", given=task.plan.teacher)
+        task.teach(teacher.model.to(place.name), teacher.tokenizer)
     if resolved.budget.minutes is not None:
-        resolved = replace(resolved, budget=Budget(steps=_affordable(resolved, loader, objective, place)))
-    model, optimizer = fresh(resolved, place)
+        resolved = replace(resolved, budget=Budget(steps=_affordable(resolved, loader, task, place)))
+    model, optimizer = fresh(resolved, place, task)
     if not run.resolved.exists():
         run.write("spec.toml", config.dump(resolved.model))
         run.write_json("environment.json", device.environment())
         run.write("resolved.toml", config.dump(resolved))  # last: where it stands, the others do too
     trainer = Trainer(
         run=run, recipe=resolved, model=model, optimizer=optimizer, loader=loader, heldout=heldout,
-        tokenizer=tokenizer, place=place, objective=objective, track=resolved.track,
+        tokenizer=tokenizer, place=place, objective=task.loss, task=task, track=resolved.track,
     )  # fmt: skip
     checkpoints = run.checkpoints(resolved.keep.count)
     if (checkpoint := checkpoints.latest()) is not None:
@@ -300,23 +326,57 @@ def prepare(run: Run, recipe: Recipe, objective: Objective = causal) -> Trainer:
     return trainer
 
 
-def fresh(recipe: Recipe, place: device.Device) -> tuple[Model, Optimizer]:
-    """Build an initialised model and its optimiser."""
+def fresh(recipe: Recipe, place: device.Device, task: Task | None = None) -> tuple[Model, Optimizer]:
+    """Build an initialised model, what its objective needs beside it, and the optimiser."""
     assert isinstance(recipe.model, spec.Model)
-    model = initialise(build(recipe.model), recipe.seed, recipe.init).to(place.name)
+    model = build(recipe.model)
+    model = initialise(task.joined(model) if task else model, recipe.seed, recipe.init).to(place.name)
     return model, Optimizer(model, recipe.optim)
 
 
-def _affordable(recipe: Recipe, loader: Loader, objective: Objective, place: device.Device) -> int:
+@dataclass(frozen=True)
+class _Tensors:
+    """Weights that are in memory already, where files are expected."""
+
+    table: Mapping[str, Tensor]
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self.table)
+
+    def get(self, name: str) -> Tensor:
+        return self.table[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.table[name].shape)
+
+
+def restored(s: spec.Model, family: str, weights: Mapping[str, Tensor], place: str) -> Model:
+    """Build a model from the weights of a checkpoint, which have the names of its family's files."""
+    source = weights_of(_Tensors(weights), None, place)
+    return convert.fill(s, lineage.rules(family), set(weights), source, place)
+
+
+def bare(model: Model) -> Model:
+    """Return the model without what its objective put beside it; the weights are the same tensors."""
+    plain = copy.copy(model)
+    plain._modules = {name: module for name, module in model._modules.items() if name != EXTRA}
+    return plain
+
+
+def _beside(model: Model) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if n.startswith(f"{EXTRA}.")}
+
+
+def _affordable(recipe: Recipe, loader: Loader, task: Task, place: device.Device) -> int:
     """Measure a few steps of a throw-away model and return how many fit into the budget's minutes."""
     assert recipe.budget.minutes is not None
-    model, optimizer = fresh(recipe, place)
+    model, optimizer = fresh(recipe, place, task)
     seconds = []
     for i in range(6):
         tick = time.perf_counter()
-        micros = [m.to(place.name) for m in loader.batch(i).split(recipe.rows.micro)]
+        micros = [m.to(place.name) for m in task.arrange(loader.batch(i), i).split(recipe.rows.micro)]
         autocast = torch.bfloat16 if place.precision == "bf16" else None
-        step(model, micros, objective, optimizer, factor=0.1, clip=recipe.clip, autocast=autocast)
+        step(model, micros, task.loss, optimizer, factor=0.1, clip=recipe.clip, autocast=autocast)
         device.synchronise(place)
         seconds.append(time.perf_counter() - tick)
     typical = sorted(seconds[1:])[len(seconds[1:]) // 2]
@@ -334,6 +394,25 @@ def evaluate(model: Model, shards: Shards, rows: Any, place: device.Device, limi
         if limit is not None and size >= limit:
             break
     return nats / math.log(2) / max(size, 1)
+
+
+@torch.inference_mode()
+def measure(
+    model: Model, task: Task, shards: Shards, rows: Any, place: device.Device, limit: int | None = None
+) -> dict[str, float]:
+    """Return the mean loss of an objective on shards, and its metrics; corrupted the same way at every look."""
+    sums, weight, size = {"loss": 0.0}, 0.0, 0
+    for i, batch in enumerate(Loader(shards, rows=rows.count, context=rows.context, seed=0).evaluate()):
+        arranged = task.arrange(batch, -1 - i)
+        size += batch.bytes
+        if arranged.weight:
+            outcome = task.loss(model, arranged.to(place.name))
+            weight += arranged.weight
+            for name, value in {"loss": outcome.loss.item(), **outcome.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + value
+        if limit is not None and size >= limit:
+            break
+    return {name: value / max(weight, 1e-9) for name, value in sums.items()}
 
 
 def flops_per_token(s: spec.Model, context: int) -> float:

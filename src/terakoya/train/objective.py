@@ -36,8 +36,9 @@ def context_of(batch: Batch) -> Packed:
 def cross_entropy(model: Model, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Sum the weighted negative log-likelihoods: hidden (T, D), targets (T,), weights (T,) -> ()."""
     head = model.head
-    plain = head.project is None and head.bias is None and head.spec.scale == 1.0 and head.spec.softcap is None
-    if plain:
+    bare = head.transform is None and head.project is None and head.bias is None
+    plain = head.spec.scale == 1.0 and head.spec.softcap is None and not head.spec.shift
+    if bare and plain and head.weight is not None:
         return linear_cross_entropy(hidden, head.weight, targets, weights)
     return (F.cross_entropy(head(hidden).float(), targets, reduction="none") * weights).sum()
 

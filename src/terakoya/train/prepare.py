@@ -14,6 +14,7 @@ from terakoya.corpus import Document
 from terakoya.data import build
 from terakoya.errors import TerakoyaError
 from terakoya.tokenizer import Tokenizer, train
+from terakoya.tokenizer.trainer import SPECIALS
 from terakoya.train.recipe import Corpus, Recipe
 from terakoya.train.run import Run
 
@@ -75,7 +76,8 @@ def _tokenizer(run: Run, recipe: Recipe, say: Say) -> Tokenizer:
         say(f"tokenizer: {plan.path}, {made.vocab_size:,} pieces")
     else:
         learn, _ = sides(recipe.corpus, recipe.seed)
-        made = train(_sample(learn, plan.sample), plan.type, plan.size)
+        marks = dict.fromkeys((*SPECIALS, *recipe.objective.marks))
+        made = train(_sample(learn, plan.sample), plan.type, plan.size, tuple(marks))
         say(f"tokenizer: {plan.type} trained on the corpus, {made.vocab_size:,} pieces")
     partial = run.tokenizer.with_name(f".tokenizer.{os.getpid()}")
     try:

@@ -12,6 +12,7 @@ from terakoya import config
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.build import Init
+from terakoya.train.objectives import Causal, Objective
 from terakoya.train.optim import AdamW, Muon, Optim
 from terakoya.train.schedule import Schedule, Stable
 from terakoya.train.writers import Track
@@ -104,6 +105,7 @@ class Recipe:
     depth: int | None = None  # the one dial: dim = 64 * depth, rates follow
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Vocabulary = field(default_factory=Vocabulary)
+    objective: Objective = field(default_factory=Causal)
     rows: Rows = field(default_factory=Rows)
     budget: Budget = field(default_factory=lambda: Budget(steps=1000))
     init: Init = field(default_factory=Init)
@@ -121,6 +123,11 @@ class Recipe:
         _least(1, "recipe", depth=self.depth)
         if self.clip is not None and not self.clip > 0:
             raise TerakoyaError("clip", given=self.clip, allowed="more than 0, or none")
+        if self.objective.whole and self.rows.micro > 1:
+            raise TerakoyaError(
+                "rows.micro", "this objective compares all rows of a step", given=self.rows.micro, allowed=1
+            )
+        _least(self.objective.rows, "rows", count=self.rows.count)
 
 
 def load(path: Path, assignments: Sequence[str] = ()) -> Recipe:
@@ -161,7 +168,10 @@ def resolve(recipe: Recipe, vocab: int) -> Recipe:
         dim = 64 * recipe.depth
         s = lineage.rescale(s, dim, recipe.depth, min(64, dim))
         recipe = replace(recipe, optim=_rates_for(recipe.optim, dim), depth=None)
-    s = replace(s, vocab=vocab, context=max(recipe.rows.context, 1))
+    context = recipe.objective.room(max(recipe.rows.context, 1), s.encoder is None)
+    encoder = s.encoder and replace(s.encoder, vocab=vocab, context=context)
+    s = replace(s, vocab=vocab, context=context, encoder=encoder)
+    recipe.objective.check(s)
     return replace(recipe, model=s)
 
 
