@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from terakoya.model import spec
 from terakoya.model.context import Context
+from terakoya.model.norm import Norm
 
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -37,13 +39,16 @@ class MLP(nn.Module):
         self.spec = s
         self.gate = nn.Linear(dim, s.hidden, bias=s.bias) if s.gated else None
         self.up = nn.Linear(dim, s.hidden, bias=s.bias)
+        self.norm = Norm(s.norm, s.hidden) if s.norm else None
         self.down = nn.Linear(s.hidden, dim, bias=s.bias)
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
         """Transform each token: x (T, D) -> (T, D)."""
         if self.gate is not None:
-            return self.down(gate_by(self.spec.act, self.gate(x), self.up(x)))
-        return self.down(ACTS[self.spec.act](self.up(x)))
+            h = gate_by(self.spec.act, self.gate(x), self.up(x))
+        else:
+            h = ACTS[self.spec.act](self.up(x))
+        return self.down(h if self.norm is None else self.norm(h))
 
 
 class Stacked(nn.Module):
@@ -109,6 +114,8 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
         """Transform each token by its experts: x (T, D) -> (T, D)."""
         weights, chosen = self.route(x)
+        if self.spec.capacity and ctx is not None:
+            weights = weights * _within(chosen, ctx.cu, self.spec.count, self.spec.capacity)
         y = torch.zeros_like(x)
         for expert in chosen.unique().tolist():
             token, slot = torch.where(chosen == expert)
@@ -120,6 +127,13 @@ class MoE(nn.Module):
             z = self.shared(x)
             y = y + (torch.sigmoid(self.shared_gate(x)) * z if self.shared_gate is not None else z)
         return y
+
+
+def _within(chosen: Tensor, cu: list[int], count: int, capacity: int) -> Tensor:
+    """Tell which tokens come early enough to their expert, sequence by sequence: chosen (T, 1) -> (T, 1) of 0 and 1."""
+    asked = F.one_hot(chosen[:, 0], count)
+    rank = torch.cat([asked[a:b].cumsum(0) for a, b in pairwise(cu)])  # (T, E)
+    return rank.gather(1, chosen) <= capacity
 
 
 def _keep_groups(choice: Tensor, groups: spec.Groups) -> Tensor:

@@ -14,13 +14,14 @@ from terakoya.model import spec
 from terakoya.model.attention import Attention, Latent
 from terakoya.model.context import Context, Packed, Source
 from terakoya.model.cross import Cross
+from terakoya.model.evolved import GLU, CausalConv, CentredConv
 from terakoya.model.ffn import ACTS, MLP, MoE
 from terakoya.model.norm import Norm
 from terakoya.model.position import Buckets, sinusoid
 from terakoya.model.recurrent_mixers import RECURRENT, recurrent
 
 NAMES = {spec.Attention: "attn", spec.Cross: "cross", spec.Latent: "attn", spec.MLP: "mlp", spec.MoE: "mlp"}
-NAMES |= RECURRENT
+NAMES |= {spec.GLU: "glu", spec.EvolvedConv: "conv"} | RECURRENT
 
 
 def mixer(s: spec.Mixer, model: spec.Model, layer: int) -> nn.Module:
@@ -36,6 +37,10 @@ def mixer(s: spec.Mixer, model: spec.Model, layer: int) -> nn.Module:
             return MLP(s, model.dim)
         case spec.MoE():
             return MoE(s, model.dim)
+        case spec.GLU():
+            return GLU(model.dim)
+        case spec.EvolvedConv():
+            return CausalConv(model.dim, layer) if s.causal else CentredConv(model.dim)
         case _:
             return recurrent(s, model, layer)
 

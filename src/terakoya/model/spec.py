@@ -15,6 +15,8 @@ from typing import Literal
 from terakoya.errors import TerakoyaError
 from terakoya.model.spec_encoder import Cross as Cross
 from terakoya.model.spec_encoder import Pooler as Pooler
+from terakoya.model.spec_evolved import GLU as GLU
+from terakoya.model.spec_evolved import EvolvedConv as EvolvedConv
 from terakoya.model.spec_recurrent import Recurrent
 
 
@@ -253,6 +255,7 @@ class MLP:
     act: Act = "gelu_tanh"
     gated: bool = False
     bias: bool = False
+    norm: Norm | None = None  # the Evolved Transformer norms what the second layer reads
 
     def __post_init__(self) -> None:
         _positive(self, "hidden")
@@ -283,12 +286,13 @@ class MoE:
     scale_input: bool = False  # Llama 4 weighs the expert's input, not its output
     shared: MLP | None = None  # an expert that every token visits
     shared_gate: bool = False  # Qwen2-MoE: times sigmoid(gate(x))
+    capacity: int | None = None  # Switch: an expert passes over a sequence's tokens beyond this many
 
     def __post_init__(self) -> None:
-        _positive(self, "count", "top_k")
+        _positive(self, "count", "top_k", "capacity")
 
 
-Mixer = Attention | Cross | Latent | MLP | MoE | Recurrent
+Mixer = Attention | Cross | Latent | MLP | MoE | GLU | EvolvedConv | Recurrent
 
 
 # The whole

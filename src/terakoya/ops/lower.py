@@ -391,6 +391,8 @@ class _Lowering:
     # Feed-forward
 
     def mlp(self, m: spec.MLP, owner: str, src: int, dst: int, scale: float, flags: int) -> None:
+        if m.norm is not None:
+            raise NotLowered(owner, "a norm between the layers of an MLP has no native instruction")
         inner = self.buffer("inner", m.hidden)
         act = ACTS.index(m.act)
         if m.gated:

@@ -17,6 +17,7 @@ from terakoya.zoo.families import (
     bert,
     deepseek,
     eleuther,
+    evolved,
     falcon,
     gemma,
     gpt,
@@ -25,6 +26,7 @@ from terakoya.zoo.families import (
     linear,
     llama,
     mistral,
+    modernbert,
     olmo,
     others,
     paper,
@@ -44,7 +46,7 @@ from terakoya.zoo.resize import resized
 
 LINES = (
     *(recurrent, linear, states),
-    *(transformer, bert, t5),
+    *(transformer, evolved, bert, t5),
     *(gpt, eleuther, open_models, falcon, llama, mistral, phi, qwen, gemma, olmo),
     *(deepseek, unplaced, layernorm, japanese, others, paper),
 )
@@ -200,7 +202,8 @@ def rescale(s: spec.Model, dim: int, depth: int, width: int) -> spec.Model:
             case spec.Cross():
                 heads = max(1, dim // width)
                 kv = node.kv_heads and max(k for k in range(1, heads + 1) if heads % k == 0 and k <= node.kv_heads)
-                return replace(node, heads=heads, kv_heads=kv, head_dim=None if width * heads == dim else width)
+                own = None if width * heads == dim and node.head_dim is None else width
+                return replace(node, heads=heads, kv_heads=kv, head_dim=own)
             case spec.Attention():
                 heads = max(1, dim // width)
                 kv = node.kv_heads and max(1, round(heads * node.kv_heads / node.heads))
@@ -237,7 +240,8 @@ def rescale(s: spec.Model, dim: int, depth: int, width: int) -> spec.Model:
     small = _walk(replace(s, embed=embed, encoder=None), resize)
     encoder = s.encoder and rescale(s.encoder, dim, depth, width)
     share = s.share and min(s.share, depth)
-    return replace(small, dim=dim, depth=depth, layout=_stretched(s, depth), share=share, encoder=encoder)
+    head = replace(small.head, scale=dim**-0.5) if small.head.scale == s.dim**-0.5 else small.head  # T5
+    return replace(small, dim=dim, depth=depth, layout=_stretched(s, depth), share=share, head=head, encoder=encoder)
 
 
 def _stretched(s: spec.Model, depth: int) -> tuple[int, ...] | None:

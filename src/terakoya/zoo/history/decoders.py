@@ -6,17 +6,6 @@ from terakoya.zoo.node import Note, Planned
 
 NODES = (
     Planned(
-        name="meena",
-        title="Meena",
-        born="2020-01",
-        parent="transformer",
-        note=Note(
-            "an Evolved Transformer taught on conversations of social media, 2.6B",
-            "SNS の会話で学んだ Evolved Transformer、26 億パラメータ",
-        ),
-        paper="Adiwardana 2020, arXiv:2001.09977",
-    ),
-    Planned(
         name="lamda",
         title="LaMDA",
         born="2021-05",
