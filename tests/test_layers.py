@@ -17,7 +17,7 @@ LEVELS = {
     "zoo.gguf_model": 3,
     "engine": 4, "train": 4, "ngram": 4, "vectors": 4,
     "eval": 5, "tune": 5, "models": 5, "ngram.run": 5,
-    "serve": 6, "apps": 6, "plan": 6,
+    "serve": 6, "apps": 6, "plan": 6, "understand": 6,
     "cli": 7, "__main__": 7,
 }  # fmt: skip
 # A package's __init__ runs before any of its modules, so it may lean on no more than the lowest of them.

@@ -1,0 +1,82 @@
+"""What a head says, as data: one small dataclass a kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from terakoya.errors import TerakoyaError
+
+Pool = Literal["first", "mean", "max", "last", "pooler"]
+
+
+@dataclass(frozen=True)
+class Classify:
+    """One of the labels for a text or a pair of texts (Devlin 2018, §4.1): JNLI."""
+
+    pool: Pool = "mean"
+
+
+@dataclass(frozen=True)
+class Choose:
+    """One of several answers to a question, each read with it and scored (Devlin 2018, §4.4): JCommonsenseQA."""
+
+    pool: Pool = "mean"
+
+
+@dataclass(frozen=True)
+class Regress:
+    """A number for a text or a pair of texts: JSTS."""
+
+    pool: Pool = "mean"
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A label for each token, read off labelled stretches of the text; what is in none is outside: names, parts."""
+
+
+@dataclass(frozen=True)
+class Extract:
+    """The stretch of a text that answers a question (Devlin 2018, §4.2): JSQuAD."""
+
+    longest: int = 32  # tokens of an answer at most, when one is asked for
+
+    def __post_init__(self) -> None:
+        if self.longest < 1:
+            raise TerakoyaError("head.longest", given=self.longest, allowed="1 or more")
+
+
+@dataclass(frozen=True)
+class Embed:
+    """One vector for a text, near those of texts that mean the same.
+
+    `loss = "cosine"` brings the cosine of two texts to their score (Reimers 2019; JSTS); "contrast" tells the own
+    positive among those of the step and hard negatives (supervised SimCSE, Gao 2021).
+    """
+
+    loss: Literal["cosine", "contrast"] = "cosine"
+    pool: Literal["first", "mean", "max", "last"] = "mean"
+    temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise TerakoyaError("head.temperature", given=self.temperature, allowed="more than 0")
+
+
+@dataclass(frozen=True)
+class Translate:
+    """One text written from another by an encoder–decoder (Vaswani 2017): a field of the row from another field."""
+
+    source: str = "ja"
+    target: str = "en"
+    scored: int = 200  # held-out rows that are translated at each look, at most
+
+    def __post_init__(self) -> None:
+        if self.source == self.target:
+            raise TerakoyaError("head.target", given=self.target, allowed=f"another field than {self.source}")
+        if self.scored < 1:
+            raise TerakoyaError("head.scored", given=self.scored, allowed="1 or more")
+
+
+Kind = Classify | Choose | Regress | Tag | Extract | Embed | Translate

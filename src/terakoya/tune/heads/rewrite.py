@@ -1,0 +1,90 @@
+"""Source and target of an encoder–decoder, and its targets written token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from terakoya.errors import TerakoyaError
+from terakoya.model.context import Keys, Memory, Packed, Source
+from terakoya.model.model import Model
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.objectives.rows import Piece
+from terakoya.train.objectives.seq2seq import paired
+from terakoya.train.objectives.signs import Signs
+from terakoya.tune.heads.examples import Example
+from terakoya.tune.heads.reading import Overlong, Reader
+
+LONGEST = 128  # tokens of a target that does not end by itself
+
+
+def pair_of(reader: Reader, source: np.ndarray, example: Example) -> Piece:
+    """Lay out one pair for training; an error where a side does not fit."""
+    target = reader.encode(example.answers)[0]
+    for side, ids in (("source", source), ("target", target)):
+        if len(ids) + 1 > reader.context:
+            hint = "raise rows.context, or leave such rows out with data.overlong = drop"
+            raise Overlong(
+                f"{example.place}: {side}", f"has {len(ids) + 1} tokens, more than {reader.context}", hint=hint
+            )
+    end = reader.signs.end
+    return paired(np.append(source, end), np.append(target, end), reader.signs.start, joined=False)
+
+
+@torch.inference_mode()
+def rewrite(model: Model, tokenizer: Tokenizer, texts: Sequence[str], *, most: int = LONGEST) -> list[str]:
+    """Write the target of each source, always the likeliest token, until it ends or `most` tokens are written."""
+    signs, device = Signs(tokenizer), next(model.parameters()).device
+    sources = [[*ids, signs.end] for ids in tokenizer.encode_batch(list(texts))]
+    assert model.spec.encoder is not None
+    for i, ids in enumerate(sources):
+        if len(ids) > model.spec.encoder.context:
+            room = f"at most {model.spec.encoder.context} tokens"
+            raise TerakoyaError(f"text {i + 1}", given=f"{len(ids)} tokens", allowed=room)
+    flat = torch.tensor([i for ids in sources for i in ids], device=device)
+    memory = Memory(len(texts), source=model.encode(flat, [len(ids) for ids in sources]))
+    tokens = torch.full((len(texts),), signs.start, device=device)
+    said: list[list[int]] = [[] for _ in texts]
+    going = [True] * len(texts)
+    for _ in range(min(most, model.spec.context)):
+        ctx = memory.step([1] * len(texts), device)
+        tokens = model.head(model(tokens, ctx)).argmax(-1)
+        ctx.close()
+        for i, id in enumerate(tokens.tolist()):
+            going[i] = going[i] and id != signs.end
+            if going[i]:
+                said[i].append(id)
+        if not any(going):
+            break
+    return [tokenizer.decode(ids) for ids in said]
+
+
+class Watched(Packed):
+    """A context that keeps what each cross-attention layer looked at: `maps[layer]` (H, T, S), for one pair."""
+
+    def __init__(self, length: int, source: Source) -> None:
+        super().__init__([length], source.hidden.device, source=source)
+        self.maps: dict[int, Tensor] = {}
+
+    def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
+        assert self.source is not None
+        k, _ = keys(self.source.hidden)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        self.maps[layer] = (torch.einsum("thk,shk->hts", q, k) * scale).softmax(-1)
+        return super().cross(layer, q, keys, scale)
+
+
+@torch.inference_mode()
+def attention(model: Model, tokenizer: Tokenizer, source: str, target: str) -> tuple[Tensor, list[str], list[str]]:
+    """Return what each target token looks at, averaged over heads: (L, T, S), with the tokens of both sides."""
+    signs, device = Signs(tokenizer), next(model.parameters()).device
+    read = [*tokenizer.encode(source), signs.end]
+    said = [*tokenizer.encode(target), signs.end]
+    ctx = Watched(len(said), model.encode(torch.tensor(read, device=device), [len(read)]))
+    model(torch.tensor([signs.start, *said[:-1]], device=device), ctx)
+    maps = torch.stack([ctx.maps[layer].mean(0) for layer in sorted(ctx.maps)])
+    names = [[tokenizer.decode([i], specials=True) for i in ids] for ids in (read, said)]
+    return maps, names[0], names[1]
