@@ -112,6 +112,18 @@ def test_stopped_and_gone_on_is_never_stopped(tmp_path: Path, texts: Path, whole
     assert everything(folder, ()) == finished
 
 
+def test_a_run_goes_on_without_its_corpus(tmp_path: Path, whole: Path) -> None:
+    source = run_fakes.corpus(tmp_path / "corpus")
+    recipe = tiny(source)
+    with pytest.raises(Killed):
+        trainer(tmp_path / "run", recipe).train(killed_at(4))
+    shutil.rmtree(source)
+    assert trainer(tmp_path / "run", recipe).train()
+    mine, other = everything(tmp_path / "run"), everything(whole)
+    weights = "steps/step-00000008/model/model.safetensors"
+    assert mine[weights] == other[weights]
+
+
 def test_another_seed_is_another_run(tmp_path: Path, texts: Path, whole: Path) -> None:
     folder = tmp_path / "run"
     assert trainer(folder, tiny(texts, "seed=1")).train()

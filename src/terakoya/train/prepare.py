@@ -47,13 +47,18 @@ def sides(plan: Corpus, seed: int) -> tuple[Iterator[Document], Iterator[Documen
 
 
 def prepare_data(run: Run, recipe: Recipe, say: Say = log.info) -> Tokenizer:
-    """Make the run's tokenizer and shards where they are missing; return the tokenizer."""
+    """Make the run's tokenizer and shards where they are missing; return the tokenizer.
+
+    The corpus is read only for what is missing: a run goes on when its corpus is gone.
+    """
     _sweep(run)
     tokenizer = _tokenizer(run, recipe, say)
-    learn, kept = sides(recipe.corpus, recipe.seed)
-    for name, folder, found in (("training", run.train, learn), ("held-out", run.heldout, kept)):
-        if not folder.exists():
-            shards = build(found, tokenizer, folder)
+    missing = [folder for folder in (run.train, run.heldout) if not folder.exists()]
+    found = zip((run.train, run.heldout), sides(recipe.corpus, recipe.seed), strict=True) if missing else ()
+    for folder, documents in found:
+        if folder in missing:
+            shards = build(documents, tokenizer, folder)
+            name = "training" if folder == run.train else "held-out"
             say(
                 f"{name} text: {shards.documents:,} documents, {shards.text_bytes / 1e6:.1f} MB, "
                 f"{shards.tokens:,} tokens ({shards.text_bytes / shards.tokens:.2f} bytes each)"
