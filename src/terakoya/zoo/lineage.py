@@ -15,6 +15,7 @@ from terakoya.zoo import history
 from terakoya.zoo.codec import Codec, Key
 from terakoya.zoo.families import (
     bert,
+    deberta,
     deepseek,
     eleuther,
     evolved,
@@ -46,7 +47,7 @@ from terakoya.zoo.resize import resized
 
 LINES = (
     *(recurrent, linear, states),
-    *(transformer, evolved, bert, t5),
+    *(transformer, evolved, bert, modernbert, deberta, t5),
     *(gpt, eleuther, open_models, falcon, llama, mistral, phi, qwen, gemma, olmo),
     *(deepseek, unplaced, layernorm, japanese, others, paper),
 )
@@ -211,7 +212,7 @@ def rescale(s: spec.Model, dim: int, depth: int, width: int) -> spec.Model:
                     kv -= 1
                 old = spec.head_dim(s, node)
                 scale = node.scale if node.scale in (None, 1.0) else node.scale * (old / width) ** 0.5
-                own = None if width * heads == dim else width
+                own = None if width * heads == dim and node.head_dim is None else width
                 position = _fit(node.position, width)
                 small = {"heads": heads, "kv_heads": kv, "head_dim": own, "scale": scale, "position": position}
                 return replace(node, **small)
