@@ -60,6 +60,30 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "electra-wide": ("electra", "ElectraForPreTraining", BERT | {"embedding_size": 48}),
     "electra-generator": ("electra", "ElectraForMaskedLM", BERT | {"embedding_size": 24}),
 }
+ENCODERS |= {
+    "modernbert": ("modernbert", "ModernBertForMaskedLM", BERT | {"num_hidden_layers": 5, "local_attention": 8}),
+    "modernbert-biases": (
+        "modernbert",
+        "ModernBertForMaskedLM",
+        BERT | {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "local_attention": 6},
+    ),
+}  # fmt: skip
+DEBERTA = BERT | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
+ENCODERS |= {
+    "deberta": ("deberta", "DebertaForMaskedLM", DEBERTA | {"max_relative_positions": 12}),
+    "deberta-c2p": ("deberta", "DebertaForMaskedLM", DEBERTA | {"pos_att_type": "c2p", "type_vocab_size": 2}),
+    "deberta-v2": (
+        "deberta-v2",
+        "DebertaV2ForMaskedLM",
+        DEBERTA | {"position_buckets": 8, "position_biased_input": True, "conv_kernel_size": 3, "conv_act": "gelu"},
+    ),
+    "deberta-v3": (
+        "deberta-v2",
+        "DebertaV2ForMaskedLM",
+        DEBERTA | {"position_buckets": 6, "share_att_key": True, "norm_rel_ebd": "layer_norm", "embedding_size": 24},
+    ),
+}
 PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "transformer": ("marian", "MarianMTModel", MARIAN | {"scale_embedding": True, "activation_function": "relu"}),
     "marian-two-tables": ("marian", "MarianMTModel", MARIAN | {"share_encoder_decoder_embeddings": False}),
@@ -67,6 +91,23 @@ PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mbart": ("mbart", "MBartForConditionalGeneration", MARIAN | {"scale_embedding": True}),
     "t5": ("t5", "T5ForConditionalGeneration", T5),
     "t5-v1.1": ("t5", "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+}  # fmt: skip
+PAIRS |= {
+    "mt5": ("mt5", "MT5ForConditionalGeneration", T5),
+    "umt5": ("umt5", "UMT5ForConditionalGeneration", T5),
+    "ul2": ("t5", "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}),
+    "switch": (
+        "switch_transformers",
+        "SwitchTransformersForConditionalGeneration",
+        T5 | {"num_experts": 4, "expert_capacity": 64, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 2}
+        | {"num_decoder_layers": 3},
+    ),
+    "switch-crowded": (
+        "switch_transformers",
+        "SwitchTransformersForConditionalGeneration",
+        T5 | {"num_experts": 4, "expert_capacity": 2, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 1}
+        | {"router_bias": True},
+    ),
 }  # fmt: skip
 TOLERANCE = 2e-5  # times the spread: transformers computes norms and softmax in fp32, in another order
 
@@ -85,9 +126,16 @@ def pair(name: str) -> tuple[Any, Loaded, Path]:
         for p in [*theirs.parameters(), *(b for k, b in theirs.named_buffers() if k == "final_logits_bias")]:
             if p.requires_grad or not isinstance(p, torch.nn.Parameter):
                 p.copy_(torch.randn_like(p) * 0.08 if p.dim() > 1 else p + 0.2 * torch.randn_like(p))
+    settle(theirs)
     folder = Path(tempfile.mkdtemp()) / name
     theirs.save_pretrained(folder)
     return theirs, load(folder), folder
+
+
+def settle(theirs: Any) -> None:
+    """Undo what transformers 5.23 does to umT5: it forces the tie, and with it T5's scale, which umT5 never had."""
+    if theirs.config.model_type == "umt5":
+        theirs.config.tie_word_embeddings = False
 
 
 def prompt(length: int, seed: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Encoders and encoder–decoders against transformers: logits, padding on both sides, cached decoding, files both ways."""
+"""Encoders and encoder–decoders against transformers: logits, padding on either side, cached decoding, files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from terakoya.model.context import Memory, Packed
 from terakoya.zoo import convert
-from tests.zoo.paired import ENCODERS, PAIRS, TOLERANCE, padded, pair, prompt, takes
+from tests.zoo.paired import ENCODERS, PAIRS, TOLERANCE, padded, pair, prompt, settle, takes
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers", reason="needs terakoya[reference]")
@@ -92,6 +92,8 @@ def test_pair(name):
 def test_padded_sources_equal_packed(name, left):
     if left and not name.startswith(LEFT):
         pytest.skip("transformers counts its positions from the padding on")
+    if left and name == "switch-crowded":
+        pytest.skip("transformers lets padding take the experts' seats")
     theirs, ours, _ = pair(name)
     a, b = prompt(12, 1), prompt(9, 2)
     y = torch.stack([prompt(7, 3), prompt(7, 4)])
@@ -103,7 +105,8 @@ def test_padded_sources_equal_packed(name, left):
     near(got, want.flatten(0, 1))
 
 
-@pytest.mark.parametrize("name", PAIRS)
+# An expert with little room passes over the latecomers of a sequence; alone in its step, nobody is late.
+@pytest.mark.parametrize("name", [n for n in PAIRS if n != "switch-crowded"])
 def test_one_by_one_decoding_equals_one_forward(name):
     _, ours, _ = pair(name)
     sources, targets = (prompt(12, 1), prompt(9, 2)), (prompt(6, 3), prompt(8, 4))
@@ -158,6 +161,7 @@ def test_our_own_config_reloads_and_transformers_opens_it(name, tmp_path):
     assert again.family == ours.family
     x, y = prompt(9, 5), prompt(6, 6)
     opened = type(theirs).from_pretrained(tmp_path, attn_implementation="eager")
+    settle(opened)
     with torch.no_grad():
         if name in PAIRS:
             near(decoded(again.model, x, y), opened(input_ids=x[None], decoder_input_ids=y[None]).logits[0])

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from terakoya.model import spec
 from terakoya.model.context import Context
+from terakoya.model.disentangled import Disentangled
 from terakoya.model.norm import Norm
 from terakoya.model.position import Alibi, Buckets, Relative, mscale, rope_table, rotate
+from terakoya.model.spec_sparse import Fixed, Strided
 from terakoya.ops.attend import Look
 
 
@@ -21,10 +23,11 @@ class Attention(nn.Module):
         K = self.width = spec.head_dim(model, s)
         H, G, D = s.heads, s.kv_heads or s.heads, model.dim
         self.q = nn.Linear(D, H * K, bias=s.bias)
-        self.k = nn.Linear(D, G * K, bias=s.bias)
+        self.k = nn.Linear(D, G * K, bias=s.bias and s.key_bias)
         self.v = nn.Linear(D, G * K, bias=s.bias)
         self.o = nn.Linear(H * K, D, bias=s.out_bias)
-        scale = K**-0.5 if s.scale is None else s.scale
+        terms = 1 + len(s.position.terms) if isinstance(s.position, spec.Disentangled) else 1
+        scale = (K * terms) ** -0.5 if s.scale is None else s.scale
         self.look = look(s, scale / (layer + 1) if s.scale_by_layer else scale)
         if s.qk_norm:
             self.q_norm, self.k_norm = (Norm(s.qk_norm.norm, *_norm_shape(s.qk_norm, n, K)) for n in (H, G))
@@ -36,6 +39,8 @@ class Attention(nn.Module):
                 self.position = Buckets(buckets, H, s.causal)
             case spec.Relative():
                 self.position = Relative(D, H, K, self.look.scale)
+            case spec.Disentangled() as apart:
+                self.position = Disentangled(apart, s, D, K)
             case _:
                 self.position = None
         self.lent: list[nn.Module] = []  # the stack's position, where all layers have one; the stack owns it
@@ -45,6 +50,10 @@ class Attention(nn.Module):
         q, k, v = self.project(x, ctx)
         if isinstance(self.position, Relative):
             q = q + self.position.u
+        if isinstance(self.position, Disentangled):
+            term = self.position.term(self.lent[0](), self.q, self.k, self.look.scale)
+            q, k = torch.cat((q, k), -1), torch.cat((k, torch.zeros_like(k)), -1)  # the term wants to see keys
+            return self.o(ctx.attend(self.layer, q, k, v, self.look, term, self.sinks).flatten(1))
         position = self.lent[0] if self.lent else self.position
         y = ctx.attend(self.layer, q, k, v, self.look, position, self.sinks)
         return self.o(y.flatten(1))
@@ -119,7 +128,9 @@ def look(s: spec.Attention, scale: float) -> Look:
     """Translate the spec's reach into what a context needs."""
     window = s.reach.size if isinstance(s.reach, spec.Window) else None
     chunk = s.reach.size if isinstance(s.reach, spec.Chunk) else None
-    return Look(scale, s.causal, window, chunk, s.softcap)
+    stride = s.reach.stride if isinstance(s.reach, Strided) else None
+    fixed = (s.reach.block, s.reach.summary) if isinstance(s.reach, Fixed) else None
+    return Look(scale, s.causal, window, chunk, s.softcap, stride, fixed)
 
 
 def _norm_shape(norm: spec.QKNorm, heads: int, width: int) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ def _role(name: str, p: Tensor, norms: set[str]) -> Role:
     owner, _, leaf = name.rpartition(".")
     if owner in norms:
         return "norm"
-    if owner.endswith(("embed.token", "embed.position", "embed.segment")):
+    if owner.endswith(("embed.token", "embed.position", "embed.segment", "relative.table")):
         return "embed"
     if owner == "head":
         return "head" if leaf == "weight" else "bias"

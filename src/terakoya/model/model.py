@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,13 @@ from terakoya.model import spec
 from terakoya.model.attention import Attention, Latent
 from terakoya.model.context import Context, Packed, Source
 from terakoya.model.cross import Cross
+from terakoya.model.disentangled import Distances, Neighbours
 from terakoya.model.evolved import GLU, CausalConv, CentredConv
 from terakoya.model.ffn import ACTS, MLP, MoE
 from terakoya.model.norm import Norm
 from terakoya.model.position import Buckets, sinusoid
 from terakoya.model.recurrent_mixers import RECURRENT, recurrent
+from terakoya.model.reformer import reversible
 
 NAMES = {spec.Attention: "attn", spec.Cross: "cross", spec.Latent: "attn", spec.MLP: "mlp", spec.MoE: "mlp"}
 NAMES |= {spec.GLU: "glu", spec.EvolvedConv: "conv"} | RECURRENT
@@ -66,21 +68,30 @@ class Block(nn.Module):
         """Add every branch to the stream: x (T, D) -> (T, D)."""
         for branch in self.spec.branches:
             first = NAMES[type(branch.mix[0])]
-            h = y = x
-            for i, mix in enumerate(branch.mix):
-                name = NAMES[type(mix)]
-                if branch.pre and (branch.each or i == 0):
-                    h = self.get_submodule(f"{name}_pre")(x)
-                z = self.get_submodule(name)(h, ctx)
-                if branch.post:
-                    z = self.get_submodule(f"{name}_post")(z)
-                y = z if i == 0 else y + z
+            y, h = self.change(branch, x, ctx)
             skip = h if branch.normed_skip else x
-            y = y if branch.scale == 1.0 else y * branch.scale
             x = skip + y if branch.skip == 1.0 else skip * branch.skip + y if branch.skip else y
             if branch.out:
                 x = self.get_submodule(f"{first}_out")(x)
         return x
+
+    def change(self, branch: spec.Branch, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """Return what a branch adds to the stream, and the last that it read: x (T, D) -> (T, D), (T, D)."""
+        h = y = x
+        for i, mix in enumerate(branch.mix):
+            name = NAMES[type(mix)]
+            if branch.pre and (branch.each or i == 0):
+                h = self.get_submodule(f"{name}_pre")(x)
+            z = self.get_submodule(name)(h, ctx)
+            if branch.post:
+                z = self.get_submodule(f"{name}_post")(z)
+            y = z if i == 0 else y + z
+        return (y if branch.scale == 1.0 else y * branch.scale), h
+
+    def halves(self, ctx: Context) -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Return the block and its two branches as functions, for reversible streams."""
+        f, g = self.spec.branches
+        return self, lambda x: self.change(f, x, ctx)[0], lambda x: self.change(g, x, ctx)[0]
 
 
 class Embed(nn.Module):
@@ -204,13 +215,20 @@ class Model(nn.Module):
         self.norm = Norm(s.norm, s.dim) if s.norm else None
         self.head = Head(s, self.embed.token)
         self.pool = Pool(s.pool, s.dim) if s.pool else None
+        self.conv = Neighbours(s.conv, s.embed.norm, s.dim) if s.conv and s.embed.norm else None
         self.encoder = encoder
 
     def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
         """Read a step's tokens: tokens (T,) -> hidden (T, D)."""
         x = self.embed(tokens, ctx)
+        before = x
+        if self.spec.reversible:
+            x = reversible(x, [layer.halves(ctx) for layer in self.layers if isinstance(layer, Block)])
+            return x if self.norm is None else self.norm(x)
         for i in range(self.spec.depth):
             x = self.layers[i if self.spec.share is None else i * self.spec.share // self.spec.depth](x, ctx)
+            if self.conv is not None and i == 0:
+                x = self.conv(before, x, ctx)
         return x if self.norm is None else self.norm(x)
 
     def encode(self, tokens: Tensor, lengths: Sequence[int]) -> Source:
@@ -226,12 +244,15 @@ def lend(s: spec.Model, layers: nn.ModuleList) -> nn.Module | None:
     if not wanted:
         return None
     first = wanted[0].spec
-    assert isinstance(first.position, spec.Buckets)
-    made = Buckets(first.position, first.heads, first.causal)
+    if isinstance(first.position, spec.Disentangled):
+        made: nn.Module = Distances(first.position, s.embed.norm, s.dim)
+    else:
+        assert isinstance(first.position, spec.Buckets)
+        made = Buckets(first.position, first.heads, first.causal)
     for attention in wanted:
         attention.lent = [made]  # in a list, so that it is no part of the layer
     return made
 
 
 def _common(position: object) -> bool:
-    return isinstance(position, spec.Buckets) and position.shared
+    return isinstance(position, spec.Disentangled) or (isinstance(position, spec.Buckets) and position.shared)

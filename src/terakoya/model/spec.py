@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from terakoya.errors import TerakoyaError
+from terakoya.model.spec_encoder import Conv as Conv
 from terakoya.model.spec_encoder import Cross as Cross
+from terakoya.model.spec_encoder import Disentangled as Disentangled
 from terakoya.model.spec_encoder import Pooler as Pooler
 from terakoya.model.spec_evolved import GLU as GLU
 from terakoya.model.spec_evolved import EvolvedConv as EvolvedConv
 from terakoya.model.spec_recurrent import Recurrent
+from terakoya.model.spec_sparse import Fixed, Lsh, Strided
 
 
 def _positive(node: object, *names: str) -> None:
@@ -183,7 +186,7 @@ class Chunk:
         _positive(self, "size")
 
 
-Reach = Full | Window | Chunk
+Reach = Full | Window | Chunk | Strided | Fixed
 
 
 # Mixers
@@ -215,8 +218,9 @@ class Attention:
     head_dim: int | None = None  # None: dim / heads
     bias: bool = False
     out_bias: bool = False
+    key_bias: bool = True  # where there is a bias, also for keys; DeBERTa v1: False
     causal: bool = True
-    position: Rope | Alibi | Buckets | Relative | None = None
+    position: Rope | Alibi | Buckets | Relative | Disentangled | None = None
     reach: Reach = field(default_factory=Full)
     scale: float | None = None  # None: head_dim ** -0.5
     scale_by_layer: bool = False  # GPT-2 option: divide the scale by the layer's number, from 1
@@ -292,7 +296,7 @@ class MoE:
         _positive(self, "count", "top_k", "capacity")
 
 
-Mixer = Attention | Cross | Latent | MLP | MoE | GLU | EvolvedConv | Recurrent
+Mixer = Attention | Cross | Latent | MLP | MoE | GLU | EvolvedConv | Recurrent | Lsh
 
 
 # The whole
@@ -373,7 +377,9 @@ class Model:
     layout: tuple[int, ...] | None = None
     share: int | None = None  # ALBERT: the layers share this many sets of weights, each for a run of layers
     pool: Pooler | None = None
+    conv: Conv | None = None
     encoder: Model | None = None  # what `Cross` looks at
+    reversible: bool = False  # Reformer: two streams, of which each layer's inputs come back from its outputs
 
     def __post_init__(self) -> None:
         for name in ("vocab", "dim", "depth", "context"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from terakoya.errors import TerakoyaError
 
@@ -32,3 +33,23 @@ class Pooler:
     """
 
     classes: int = 0
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """Score terms between content and distance, in a table of vectors that all layers share (DeBERTa)."""
+
+    reach: int = 512  # distances beyond count as this far
+    buckets: int | None = None  # v2, v3: near distances one row each, far ones by logarithm
+    terms: tuple[Literal["c2p", "p2c"], ...] = ("c2p", "p2c")  # content asks position, position asks content
+    own: bool = True  # projections of their own | v3: those of the content
+    norm: bool = False  # v2, v3: the table goes through a norm
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution over the input, added after the first layer (DeBERTa v2)."""
+
+    kernel: int = 3
+    act: Literal["tanh", "gelu", "relu"] = "tanh"
+    groups: int = 1

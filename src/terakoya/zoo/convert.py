@@ -31,7 +31,7 @@ from terakoya.zoo.weights import open_weights, save_weights
 
 # Buffers that old files carry and no model needs.
 PASSENGERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.attention\.(masked_)?bias|position_ids)$")
-TASKS = re.compile(r"(classifier|qa_outputs|pre_classifier|vocab_outputs)\b.*")  # heads that tuning put on an encoder
+TASKS = re.compile(r"(classifier|qa_outputs|pre_classifier|mask_predictions|lm_predictions)\b.*")  # heads that tuning put on an encoder
 LARGEST = 2**41  # parameters; a config that asks for more is refused before anything is allocated
 
 

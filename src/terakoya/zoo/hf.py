@@ -64,7 +64,8 @@ def read_config(base: spec.Model, keys: Mapping[str, Key], config: Config, place
         elif value is not None:
             changes[target] = _typed(base, target, value, f"{place}: {key}")
     s = _arrange(base, changes.pop("depth", base.depth), patterns, config, place)
-    for path in sorted(changes, key=lambda p: p.count(".")):
+    whole = (".layout", ".depth", ".blocks")  # of an encoder: what is said of its parts holds for these
+    for path in sorted(changes, key=lambda p: (not p.endswith(whole), p.count("."))):
         if values(s, path) or "." not in path:
             s = _guarded(place, changes[path], lambda p=path, s=s: override(s, {p: changes[p]}))
     return _checked(simplest(s), place)

@@ -272,7 +272,7 @@ FAMILIES = (
             ("head.transform.norm.*", "predictions.LayerNorm.*"),
             ("head.bias", "predictions.bias"),
             ("head.weight", "predictions.decoder.weight"),
-        ),  # fmt: skip
+        ),
         parts=(
             Part("pooler.weight", {"pool": Pooler()}, {"pool": None}),
             Part("sop_classifier.classifier.weight", {"pool": Pooler(classes=2)}),
