@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from terakoya.model import spec
+from terakoya.model import spec, spec_sparse
 from terakoya.model import spec_recurrent as kinds
 from terakoya.model.griffin import RGLRU
 from terakoya.model.hyena import Hyena
 from terakoya.model.mamba import Mamba, Mamba2
 from terakoya.model.recurrent import GRU, LSTM, RNN
+from terakoya.model.reformer import Lsh
 from terakoya.model.retain import GatedDelta, LinearAttention, Retention
 from terakoya.model.rwkv import Rwkv4, RwkvChannel
 from terakoya.model.rwkv7 import Rwkv7, Rwkv7Channel
@@ -33,10 +34,11 @@ RECURRENT: dict[type, str] = {
     kinds.S4D: "s4",
     kinds.H3: "h3",
     kinds.Hyena: "hyena",
+    spec_sparse.Lsh: "attn",
 }
 
 
-def recurrent(s: kinds.Recurrent, model: spec.Model, layer: int) -> nn.Module:
+def recurrent(s: kinds.Recurrent | spec_sparse.Lsh, model: spec.Model, layer: int) -> nn.Module:
     """Build the module of one recurrent mixer."""
     match s:
         case kinds.RNN():
@@ -71,3 +73,5 @@ def recurrent(s: kinds.Recurrent, model: spec.Model, layer: int) -> nn.Module:
             return H3(s, model, layer)
         case kinds.Hyena():
             return Hyena(s, model, layer)
+        case spec_sparse.Lsh():
+            return Lsh(s, model, layer)

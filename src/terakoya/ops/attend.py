@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from terakoya.ops import sparse
+
+BANDED = 512  # tokens from which on a window is computed in blocks
+
 Bias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """bias(q (B, T, H, K), q_pos (T,), k_pos (S,)) -> (H, T, S) or (B, H, T, S): added to the scaled scores."""
 
@@ -22,6 +26,12 @@ class Look:
     window: int | None = None  # visible where q_pos - k_pos < window (both ways where not causal)
     chunk: int | None = None  # visible where q_pos // chunk == k_pos // chunk
     softcap: float | None = None
+    stride: int | None = None  # visible where q_pos - k_pos is a multiple (Child 2019, strided)
+    fixed: tuple[int, int] | None = None  # (block, summary): visible in one block, or at the end of an earlier one
+
+    @property
+    def patterned(self) -> bool:
+        return self.stride is not None or self.fixed is not None
 
 
 def visible(q_pos: Tensor, k_pos: Tensor, look: Look) -> Tensor:
@@ -32,6 +42,12 @@ def visible(q_pos: Tensor, k_pos: Tensor, look: Look) -> Tensor:
         ok = ok & (gap.abs() < look.window)
     if look.chunk is not None:
         ok = ok & (q_pos[:, None] // look.chunk == k_pos[None, :] // look.chunk)
+    if look.stride is not None:
+        ok = ok & (gap % look.stride == 0)
+    if look.fixed is not None:
+        block, summary = look.fixed
+        told = k_pos % block >= block - summary
+        ok = ok & ((q_pos[:, None] // block == k_pos[None, :] // block) | told[None, :])
     return ok
 
 
@@ -66,7 +82,10 @@ def attend(
     T, S, H, G = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
     if bias is None and T == 1 and look.causal and _sees_all(look, start, S):
         return _one_query(q, k, v, look.scale)
-    square = bias is None and start == 0 and T == S and (look.window is None or look.window >= S)
+    square = bias is None and start == 0 and T == S
+    if square and look.causal and look.chunk is None and (found := _pattern(q, k, v, look)) is not None:
+        return found
+    square = square and (look.window is None or look.window >= S) and not look.patterned
     square = square and (look.chunk is None or look.chunk >= S)
     mask = None if square else _mask(q, k, look, start, bias)
     y = F.scaled_dot_product_attention(
@@ -81,6 +100,18 @@ def attend(
     return y.transpose(1, 2)
 
 
+def _pattern(q: Tensor, k: Tensor, v: Tensor, look: Look) -> Tensor | None:
+    """Attend by blocks where that leaves most of the square out; None: by a mask."""
+    T = q.shape[1]
+    if look.stride is not None and look.window is None and look.fixed is None and 2 * look.stride < T:
+        return sparse.strided(q, k, v, look.scale, look.stride)
+    if look.fixed is not None and look.window is None and look.stride is None and 4 * look.fixed[0] < T:
+        return sparse.fixed(q, k, v, look.scale, *look.fixed)
+    if look.window is not None and not look.patterned and max(4 * look.window, BANDED) < T:
+        return sparse.banded(q, k, v, look.scale, look.window)
+    return None
+
+
 def _one_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     # The H / G queries that share a key head become rows of one matrix: no key is copied or read twice.
     B, _, H, K = q.shape
@@ -92,7 +123,7 @@ def _one_query(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _sees_all(look: Look, start: int, S: int) -> bool:
-    reach = look.window is None or start < look.window
+    reach = (look.window is None or start < look.window) and not look.patterned
     return start == S - 1 and reach and (look.chunk is None or start < look.chunk)
 
 

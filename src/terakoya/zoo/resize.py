@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from terakoya.model import spec_recurrent as spec
+from terakoya.model import spec_sparse
 
 
 def resized(node: Any, old: int, dim: int, width: int) -> Any:
@@ -28,6 +29,8 @@ def resized(node: Any, old: int, dim: int, width: int) -> Any:
         case spec.RGLRU():
             heads = max(1, dim // width)
             return replace(node, width=_near(node.width * ratio, heads), heads=heads)
+        case spec_sparse.Lsh():
+            return replace(node, heads=max(1, dim // width))
         case spec.LinearAttention() | spec.Retention():
             return replace(node, heads=max(1, dim // width))
         case spec.GatedDelta():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from terakoya.model.spec import MLP, Block, Embed, LayerNorm, RMSNorm, pre
+from terakoya.model.spec import MLP, Attention, Block, Embed, LayerNorm, RMSNorm, Window, pre
 from terakoya.model.spec_recurrent import (
     H3,
     S4,
@@ -16,6 +16,7 @@ from terakoya.model.spec_recurrent import (
     Rwkv7,
     Rwkv7Channel,
 )
+from terakoya.model.spec_sparse import Fixed, Lsh, Strided
 from terakoya.zoo.node import Family, Note, Size
 
 NORM = LayerNorm()
@@ -28,7 +29,63 @@ def rwkv7(heads: int, decay: int, rate: int, gate: int, value: int) -> tuple[Blo
     return pre(NORM, first, feed), pre(NORM, replace(first, value=value), feed)
 
 
+SPARSE = Attention(8, bias=True, out_bias=True)
+
 FAMILIES = (
+    Family(
+        name="sparse-transformer",
+        title="Sparse Transformer",
+        born="2019-04",
+        note=Note(
+            "each position sees a local band and a stride: cost n√n instead of n²",
+            "近くの帯と一定間隔だけを見る。計算量は n² から n√n へ",
+        ),
+        parent="gpt2",
+        takes=("transformer",),
+        paper="Child 2019, arXiv:1904.10509",
+        proof="attention under the pattern's mask",
+        changes={
+            "vocab": 256,
+            "dim": 512,
+            "depth": 30,
+            "context": 12_288,
+            "blocks": tuple(
+                pre(NORM, replace(SPARSE, reach=reach), MLP(2048, bias=True)) for reach in (Window(128), Strided(128))
+            ),
+        },
+    ),
+    Family(
+        name="sparse-transformer-fixed",
+        title="Sparse Transformer (fixed)",
+        born="2019-04",
+        note=Note(
+            "blocks that each leave their last positions to all later ones: for text, which has no columns",
+            "各区画の末尾を後のすべてに見せる。列のない文章のための型",
+        ),
+        parent="sparse-transformer",
+        paper="Child 2019, arXiv:1904.10509",
+        proof="attention under the pattern's mask",
+        changes={"blocks": (pre(NORM, replace(SPARSE, reach=Fixed(128, 32)), MLP(2048, bias=True)),)},
+    ),
+    Family(
+        name="reformer",
+        title="Reformer",
+        born="2020-01",
+        note=Note(
+            "hashing finds the near keys, and reversible layers keep no activations",
+            "ハッシュで近い鍵を探し、可逆な層で中間値を保存しない",
+        ),
+        parent="sparse-transformer",
+        takes=("transformer",),
+        paper="Kitaev 2020, arXiv:2001.04451",
+        proof="full attention where one chunk holds all; gradients of the layers as they stand",
+        changes={
+            "depth": 6,
+            "context": 65_536,
+            "blocks": (pre(NORM, Lsh(8, buckets=64, rounds=2, chunk=128), MLP(2048, "relu", bias=True)),),
+            "reversible": True,
+        },
+    ),
     Family(
         name="linear-attention",
         title="Linear Transformer",
