@@ -34,7 +34,7 @@ CASES = (
     (Prefix(), small()), (Mlm(), small(causal=False)), (Nsp(), small(causal=False)), (Sop(), small(causal=False)),
     (Rtd(), small(causal=False)), (Permute(), small(causal=False)), (Spans(sentinels=24), both()),
     (Spans(sentinels=24), small()), (Ul2(sentinels=24), both()), (Bart(), both()), (Fim(), small()), (Mtp(), small()),
-    (Distil("x"), small(causal=False)), (Contrast(views="crops", length=16), small(causal=False)),
+    (Distil("x", text=0.0), small(causal=False)), (Contrast(views="crops", length=16), small(causal=False)),
 )  # fmt: skip
 
 
