@@ -11,7 +11,7 @@ from tests.sources import Source, dotted, parsed, sources
 
 LEVELS = {
     "__init__": 0, "config": 0, "errors": 0, "log": 0, "device": 0, "sandbox": 0, "jail": 0,
-    "corpus": 1, "tokenizer": 1, "zoo": 1, "model.spec": 1, "model.spec_recurrent": 1, "model.spec_sparse": 1,
+    "corpus": 1, "tokenizer": 1, "zoo": 1, "model.spec": 1,
     "model": 2, "ops": 2,
     "data": 3, "quant": 3, "zoo.convert": 3, "zoo.weights": 3, "zoo.gguf": 3, "zoo.gguf_write": 3,
     "zoo.gguf_model": 3,
@@ -24,10 +24,6 @@ LEVELS = {
 LEVELS |= {"model.__init__": 1}
 SIDEWAYS = {  # among equals of different packages, one way only
     ("zoo", "model.spec"),
-    ("zoo", "model.spec_recurrent"),
-    ("model.spec", "model.spec_recurrent"),
-    ("zoo", "model.spec_sparse"),
-    ("model.spec", "model.spec_sparse"),
     ("model", "ops"),
     ("__main__", "cli"),
     *((f"zoo.{file}", "quant") for file in ("convert", "weights", "gguf", "gguf_write", "gguf_model")),
@@ -38,6 +34,8 @@ LATE_TORCH = {"device"}  # level 0, but it is about torch: inside functions it m
 
 def unit(module: str) -> str:
     """Return the row of the table for a module: "model.spec" for "model.spec.attention", "zoo" for "zoo.sizes"."""
+    if module.startswith("model.spec_"):  # one noun in several files
+        return "model.spec"
     parts = module.split(".")
     for size in range(len(parts), 0, -1):
         if (row := ".".join(parts[:size])) in LEVELS:
