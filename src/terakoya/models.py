@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from terakoya.errors import MissingExtra, TerakoyaError, nearest
+from terakoya.ngram.folder import MODEL_TYPE, is_ngram, open_ngram
 from terakoya.train.run import Run
 from terakoya.zoo.convert import Loaded, load
 
@@ -15,9 +16,13 @@ SHORT = {"smollm2-135m-instruct": SMOLLM2}
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.txt")
 
 
-def open_model(name: str, *, device: str = "cpu") -> Loaded:
-    """Open the model that `name` stands for."""
-    return load(find(name), device=device)
+def open_model(name: str, *, device: str = "cpu", packed: bool = False) -> Loaded:
+    """Open the model that `name` stands for; `packed`: the blocks of a GGUF file stay as they are."""
+    place = find(name)
+    if is_ngram(place):
+        model, tokenizer = open_ngram(place)
+        return Loaded(model.to(device), tokenizer, MODEL_TYPE)
+    return load(place, device=device, packed=packed)
 
 
 def find(name: str) -> Path:
