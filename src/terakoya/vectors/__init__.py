@@ -1,0 +1,1 @@
+"""Word vectors: Word2Vec, fastText and GloVe, from words to neighbours."""
