@@ -1,0 +1,175 @@
+"""Train a sequence-to-sequence model on pairs, by the loop, the step and the checkpoints of all other models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from terakoya import config, device
+from terakoya.data.batch import Batch
+from terakoya.errors import TerakoyaError
+from terakoya.model.build import Init, initialise
+from terakoya.model.seq2seq import Pair, Seq2Seq
+from terakoya.tokenizer import Tokenizer, train
+from terakoya.train.checkpoint import Checkpoint
+from terakoya.train.loop import Loop
+from terakoya.train.objective import causal
+from terakoya.train.optim import AdamW, Optim, Optimizer
+from terakoya.train.pairs import PairFile, Pairs, Texts, cut, held_out, texts
+from terakoya.train.recipe import Budget, Keep, Vocabulary
+from terakoya.train.run import Run
+from terakoya.train.schedule import Cosine, Schedule
+from terakoya.train.step import Stepped
+from terakoya.zoo.convert import read_json
+
+CONFIG, MODEL_TYPE = "config.json", "seq2seq"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PairRecipe:
+    """Everything that decides a translation run."""
+
+    pairs: Pair = field(default_factory=Pair)
+    file: PairFile = field(default_factory=PairFile)
+    tokenizer: Vocabulary = field(default_factory=lambda: Vocabulary(size=8000))  # of both languages
+    rows: int = 64  # pairs a step
+    micro: int = 1
+    budget: Budget = field(default_factory=lambda: Budget(steps=2000))
+    init: Init = field(default_factory=lambda: Init(std=0.08, out="plain"))
+    optim: Optim = field(default_factory=lambda: AdamW(lr=1e-3, weight_decay=0.0))
+    schedule: Schedule = field(default_factory=Cosine)
+    clip: float | None = 1.0
+    keep: Keep = field(default_factory=Keep)
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.micro <= self.rows:
+            raise TerakoyaError("micro", given=self.micro, allowed=f"1 to rows={self.rows}")
+        if self.budget.steps is None:
+            raise TerakoyaError("budget", "of pairs is counted in steps", given="minutes")
+
+    @property
+    def compile(self) -> bool:
+        return False
+
+
+@dataclass(kw_only=True)
+class Translator(Loop):
+    """A run on pairs."""
+
+    recipe: PairRecipe
+    tokenizer: Tokenizer
+    pairs: Pairs
+    heldout: Pairs
+
+    @property
+    def network(self) -> Seq2Seq:
+        assert isinstance(self.model, Seq2Seq)
+        return self.model
+
+    @property
+    def plan(self) -> PairRecipe:
+        return self.recipe
+
+    @property
+    def steps(self) -> int:
+        assert self.recipe.budget.steps is not None
+        return self.recipe.budget.steps
+
+    def batches(self, step: int) -> Sequence[Batch]:
+        self.network.noise.begin(self.recipe.seed, step)
+        return self.pairs.chosen(step, self.recipe.rows, self.recipe.seed).split(self.recipe.micro)
+
+    @torch.inference_mode()
+    def look(self, limit: int | None) -> dict[str, float]:
+        self.network.noise.end()
+        nats, size = 0.0, 0
+        for batch in self.heldout.in_order(self.recipe.rows):
+            nats += causal(self.model, batch.to(self.place.name)).loss.item()
+            size += batch.bytes
+            if limit is not None and size >= limit:
+                break
+        return {"heldout_bits_per_byte": nats / math.log(2) / max(size, 1)}
+
+    def row(self, done: int, result: Stepped, micros: Sequence[Batch]) -> dict[str, Any]:
+        bits = result.loss * result.weight / math.log(2) / max(sum(m.bytes for m in micros), 1)
+        return {"loss": result.loss, "bits_per_byte": bits, "pairs": done * self.recipe.rows}
+
+    def save(self, done: int) -> Path:
+        """Write weights, optimiser, settings and tokenizer."""
+        said = {"model_type": MODEL_TYPE, "vocab_size": self.tokenizer.vocab_size, **asdict(self.recipe.pairs)}
+        extra = {f"model/{CONFIG}": (json.dumps(said, indent=2) + "\n").encode()}
+        extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
+        tensors = {
+            "model/model": {n: t.contiguous().cpu() for n, t in self.model.state_dict().items()},
+            "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
+        }
+        meta = {"step": done, "skipped": self.skipped, "data": self.pairs.fingerprint}
+        checkpoints = self.run.checkpoints(self.recipe.keep.count)
+        path = checkpoints.save(done, tensors, meta, extra)
+        checkpoints.prune()
+        return path
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of this run."""
+        if checkpoint.meta.get("data") != self.pairs.fingerprint:
+            raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
+        self.model.load_state_dict(dict(checkpoint.tensors("model/model")))
+        self.optimizer.load(checkpoint.tensors("optimizer"))
+        self.start = checkpoint.step
+        skipped = checkpoint.meta.get("skipped", 0)
+        self.skipped = skipped if isinstance(skipped, int) else 0
+
+
+def prepare(run: Run, recipe: PairRecipe, say: Callable[[str], None] = log.info) -> Translator:
+    """Read the pairs, make or load the tokenizer, and build or resume the model."""
+    found = list(texts(recipe.file))
+    learn = [pair for pair in found if not held_out(pair[0], recipe.file.holdout)]
+    kept = [pair for pair in found if held_out(pair[0], recipe.file.holdout)]
+    tokenizer = _tokenizer(run, recipe, learn)
+    (pairs, long), (heldout, _) = (cut(side, tokenizer, recipe.file.longest) for side in (learn, kept))
+    if not pairs.ids or not heldout.ids:
+        raise TerakoyaError(str(recipe.file.path), "holds too few pairs", hint="raise file.longest or file.holdout")
+    say(f"{len(pairs.ids):,} pairs to learn from ({long:,} too long), {len(heldout.ids):,} held out")
+    place = device.choose(recipe.device, "fp32")
+    model = initialise(Seq2Seq(recipe.pairs, tokenizer.vocab_size), recipe.seed, recipe.init).to(place.name)
+    made = Translator(
+        run=run, recipe=recipe, model=model, optimizer=Optimizer(model, recipe.optim), place=place, tokenizer=tokenizer,
+        pairs=pairs, heldout=heldout, objective=causal,
+    )  # fmt: skip
+    if (checkpoint := run.checkpoints(recipe.keep.count).latest()) is not None:
+        made.resume(checkpoint)
+    return made
+
+
+def _tokenizer(run: Run, recipe: PairRecipe, learn: Sequence[Texts]) -> Tokenizer:
+    if not run.tokenizer.exists():
+        plan = recipe.tokenizer
+        made = (
+            Tokenizer.load(plan.path) if plan.path else train((t for pair in learn for t in pair), plan.type, plan.size)
+        )
+        made.save(run.tokenizer)
+    return Tokenizer.load(run.tokenizer)
+
+
+def open_translator(folder: Path) -> tuple[Seq2Seq, Tokenizer]:
+    """Open the newest model of a run."""
+    checkpoint = Run.open(folder).checkpoints().latest()
+    if checkpoint is None:
+        raise TerakoyaError(str(folder), "is a run without a checkpoint yet", hint=f"terakoya train {folder}")
+    said = read_json(checkpoint.path / "model" / CONFIG)
+    if said.pop("model_type", None) != MODEL_TYPE:
+        raise TerakoyaError(str(folder), "is no run on pairs", hint="train one: terakoya train recipes/translate.toml")
+    vocab = said.pop("vocab_size")
+    model = Seq2Seq(config.build(Pair, said, place=str(checkpoint.path)), vocab)
+    model.load_state_dict(dict(checkpoint.tensors("model/model")))
+    return model, Tokenizer.load(checkpoint.path / "model")
