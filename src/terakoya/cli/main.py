@@ -16,6 +16,7 @@ from terakoya.errors import TerakoyaError, nearest
 
 Add = Callable[[argparse.ArgumentParser], None]
 TOKENIZER = "a folder, tokenizer.json, .model, .gguf, or a run"
+VECTORS = "a folder, or a word2vec file: .bin is binary, others text"
 
 
 def _recipe(p: argparse.ArgumentParser) -> None:
@@ -54,8 +55,14 @@ def _model(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help="a run, a folder, a .gguf file, smollm2-135m-instruct, or owner/name")
 
 
+def _runner(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--weights", choices=["int8", "int4"], help="pack fp32 weights: faster, a little worse")
+    p.add_argument("--by", choices=["auto", "native", "torch"], default="auto", help="who computes (default auto)")
+
+
 def _generate(p: argparse.ArgumentParser) -> None:
     _model(p)
+    _runner(p)
     p.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue; - reads standard input")
     p.add_argument("--batch", metavar="FILE", help="answer many: JSON lines with prompt or messages, and perhaps an id")
     _sampling(p)
@@ -63,6 +70,7 @@ def _generate(p: argparse.ArgumentParser) -> None:
 
 def _chat(p: argparse.ArgumentParser) -> None:
     _model(p)
+    _runner(p)
     p.add_argument("--system", metavar="TEXT", help="a system message")
     p.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; may be repeated")
     _sampling(p)
@@ -70,6 +78,10 @@ def _chat(p: argparse.ArgumentParser) -> None:
 
 def _serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("models", nargs="+", metavar="MODEL", help="as for chat; NAME=MODEL gives it a name of its own")
+    p.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=FOLDER", help="on the first model, or on FOLDER@MODEL"
+    )
+    p.add_argument("--adapters", metavar="FOLDER", help="let clients with a key load adapters from here")
     p.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     p.add_argument("--port", metavar="N", type=int, default=8484, help="(default 8484; 0: any that is free)")
     p.add_argument("--api-key-file", metavar="FILE", help="keys that clients must give, one a line")
@@ -94,6 +106,24 @@ def _eval(p: argparse.ArgumentParser) -> None:
         "--limit", metavar="N", type=int, default=1_000_000, help="bytes of text at most (default 1,000,000)"
     )
     p.add_argument("--window", metavar="N", type=int, help="tokens a prediction may look back at")
+
+
+def _fill(p: argparse.ArgumentParser) -> None:
+    _model(p)
+    p.add_argument("text", metavar="TEXT", help="a text with [MASK] where something is missing")
+    p.add_argument("--top", metavar="N", type=int, default=5, help="guesses for each gap (default 5)")
+
+
+def _embed(p: argparse.ArgumentParser) -> None:
+    _model(p)
+    p.add_argument("texts", nargs="*", metavar="TEXT", help="texts (default: one a line from standard input)")
+    p.add_argument("--near", action="store_true", help="print how near the texts are to each other, not the vectors")
+
+
+def _classify(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", metavar="RUN", help="the run of a head (recipes/head-jnli.toml)")
+    p.add_argument("text", metavar="TEXT", help="the text, or the first of a pair")
+    p.add_argument("second", nargs="?", metavar="SECOND", help="the second text of a pair")
 
 
 def _action(
@@ -129,6 +159,53 @@ def _data(p: argparse.ArgumentParser) -> None:
     s.add_argument("--rows", metavar="N", type=int, default=4, help="rows to print (default 4; 0: all)")
 
 
+def _translate(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN", help="the folder of a run on pairs (recipes/translate.toml)")
+    p.add_argument("text", metavar="TEXT", help="the text to translate")
+    p.add_argument("--beam", metavar="N", type=int, default=4, help="hypotheses kept; 1 is greedy (default 4)")
+    p.add_argument("--max-tokens", metavar="N", type=int, default=80, help="of the translation (default 80)")
+    p.add_argument("--map", metavar="FILE", help="draw where the model looked, as a PNG")
+
+
+def _vectors(p: argparse.ArgumentParser) -> None:
+    verbs = p.add_subparsers(dest="action", metavar="ACTION", required=True)
+    t = _action(verbs, "train", "Learn word vectors. 単語ベクトルを学ぶ。")
+    t.add_argument("corpus", metavar="CORPUS", help="python-stdlib, a folder, or a file")
+    t.add_argument("out", metavar="FOLDER", help="a new folder for the vectors")
+    t.add_argument("--method", default="skipgram", choices=["skipgram", "cbow", "glove"], help="(default skipgram)")
+    cuts = ["words", "ja", "chars", "spaces"]
+    about = "what a word is: letters and digits, MeCab's, characters, between spaces (default words)"
+    t.add_argument("--split", default="words", choices=cuts, help=about)
+    t.add_argument("--dim", metavar="N", type=int, default=100, help="width (default 100)")
+    t.add_argument("--window", metavar="N", type=int, help="words to either side (default 5; glove 10)")
+    t.add_argument("--negative", metavar="N", type=int, default=5, help="noise words; 0: hierarchical softmax (5)")
+    t.add_argument("--epochs", metavar="N", type=int, help="(default 5; glove 25)")
+    t.add_argument("--min-count", metavar="N", type=int, default=5, help="rarer words are left out (default 5)")
+    t.add_argument("--sample", metavar="X", type=float, default=1e-3, help="thin out words above this share (1e-3)")
+    t.add_argument("--rate", metavar="X", type=float, help="learning rate (default 0.025; cbow and glove 0.05)")
+    t.add_argument("--subwords", action="store_true", help="words are bags of character n-grams, as in fastText")
+    t.add_argument("--min-n", metavar="N", type=int, default=3, help="shortest n-gram (default 3; Japanese: 1)")
+    t.add_argument("--max-n", metavar="N", type=int, default=6, help="longest n-gram (default 6; Japanese: 3)")
+    t.add_argument("--buckets", metavar="N", type=int, default=200_000, help="rows of n-grams (default 200,000)")
+    t.add_argument("--parts", metavar="FILE", help="parts of characters as subwords too: lines like 語 : 言 五 口")
+    t.add_argument("--limit", metavar="N", type=int, help="bytes of text at most")
+    t.add_argument("--seed", metavar="N", type=int, default=0, help="(default 0)")
+    t.add_argument("--threads", metavar="N", type=int, default=1, help="more are not reproducible (default 1)")
+    n = _action(verbs, "neighbours", "Words of like meaning. 意味の近い単語。")
+    n.add_argument("vectors", metavar="VECTORS", help=VECTORS)
+    n.add_argument("word", metavar="WORD", help="the word to look up")
+    a = _action(verbs, "analogy", "A is to B as C is to what? A と B の関係を C に当てはめる。")
+    a.add_argument("vectors", metavar="VECTORS", help=VECTORS)
+    for name in "abc":
+        a.add_argument(name, metavar=name.upper(), help="a word, as in: man king woman")
+    for verb in (n, a):
+        verb.add_argument("--count", metavar="N", type=int, default=10, help="words to list (default 10)")
+    e = _action(verbs, "export", "Write word2vec's format. word2vec 形式で書き出す。")
+    e.add_argument("vectors", metavar="VECTORS", help=VECTORS)
+    e.add_argument("out", metavar="FILE", help="a new file")
+    e.add_argument("--format", default="text", choices=["text", "binary"], help="(default text)")
+
+
 def _convert(p: argparse.ArgumentParser) -> None:
     _model(p)
     p.add_argument("out", metavar="OUT", help="a new folder that transformers opens; with --to gguf a new file")
@@ -141,7 +218,7 @@ def _quantize(p: argparse.ArgumentParser) -> None:
     _model(p)
     p.add_argument("--to", required=True, metavar="CODEC", help="int8, int4, nf4, fp8, or a GGUF type, e.g. q4_k")
     p.add_argument("--method", default="rtn", choices=["rtn", "gptq", "awq"], help="of int4 (default rtn: rounding)")
-    p.add_argument("--group", metavar="N", type=int, help="columns with one scale; 0: a row (int4 64, int8 0)")
+    p.add_argument("--group", metavar="N", type=int, help="columns with one scale; 0: a row (int4 64, int8 32)")
     p.add_argument("--table", default="int8", choices=["int8", "same", "none"], help="token table, head (default int8)")
     p.add_argument("--calibrate", metavar="TEXT", help="a file or folder that gptq and awq look at")
     p.add_argument("--tokens", metavar="N", type=int, default=8192, help="of it to look at (default 8192)")
@@ -181,14 +258,20 @@ VERBS: dict[str, tuple[str, Add]] = {
     "chat": ("Talk to a model in the terminal. 端末でモデルと話す。", _chat),
     "serve": ("Serve models to OpenAI and Ollama clients, with a page to chat. モデルを配信する。", _serve),
     "eval": ("Perplexity and bits per byte of a text. 困惑度とバイトあたりビット数を測る。", _eval),
+    "fill": ("Guess what stands at [MASK]. [MASK] に入る言葉を当てる。", _fill),
+    "embed": ("Turn texts into vectors. 文章をベクトルにする。", _embed),
+    "classify": ("Label a text or a pair with a tuned head. 文章や文の組を分類する。", _classify),
     "tokenizer": ("Train, show or measure a tokenizer. トークナイザーを作る・見る・測る。", _tokenizer),
     "data": ("Build token shards; see what a step saw. 学習データを作る・覗く。", _data),
+    "translate": ("Translate with a model of pairs. 対訳で育てたモデルで訳す。", _translate),
+    "vectors": ("Learn word vectors; neighbours, analogies. 単語ベクトルを学ぶ・調べる。", _vectors),
     "convert": ("Write a model as a Hugging Face folder or GGUF file. モデルを書き出す。", _convert),
     "quantize": ("Pack weights into fewer bits; measure what it costs. 重みを少ないビットに詰める。", _quantize),
     "lineage": ("The tree of language models. 言語モデルの系譜を描く。", _lineage),
 }
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
 MODULES = {"show": "train", "generate": "use", "chat": "use", "eval": "use", "convert": "use"}
+MODULES |= dict.fromkeys(("fill", "embed", "classify"), "understand")
 
 
 def parser() -> argparse.ArgumentParser:

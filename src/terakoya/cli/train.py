@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from terakoya import config, device
 from terakoya.cli import show as screen
 from terakoya.cli.folder import kept_if_whole
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model.build import build
+from terakoya.models import open_model
 from terakoya.train import loop, prepare, recipe, writers
+from terakoya.train.objectives.taught import Distil
 from terakoya.train.recipe import Recipe
 from terakoya.train.run import Run
 
@@ -18,10 +22,18 @@ from terakoya.train.run import Run
 RECIPES = (Path("recipes"), Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 
 
+# Recipes of another kind than a network's, by the key that only they have: the module here that knows them.
+OTHERS = {"ngram": "ngram", "pairs": "translate"}
+
+
 def train(args: argparse.Namespace) -> None:
     """Train to the end of the recipe, or on from where the run stands."""
-    asked, folder = _asked(args.recipe, args.overrides)
+    file, folder = _file(args.recipe)
     folder = Path(args.run) if args.run else folder or Path("runs") / Path(args.recipe).stem
+    if other := _other(file):
+        other.train(file, args.overrides, folder)
+        return
+    asked = recipe.load(file, args.overrides)
     if not fit(folder, asked):
         screen.console.print(f"stopped; continue with: terakoya train {folder}", markup=False)
 
@@ -36,7 +48,8 @@ def start(folder: Path, asked: Recipe) -> loop.Trainer:
     with kept_if_whole(folder):
         run = Run.create(folder, asked)
         prepare.prepare_data(run, asked, screen.console.print)
-        trainer = loop.prepare(run, asked)
+        teacher = open_model(asked.objective.teacher) if isinstance(asked.objective, Distil) else None
+        trainer = loop.prepare(run, asked, teacher)
         trainer.loader.batch(trainer.start)  # a text shorter than a row is told here, not after the first words
         return trainer
 
@@ -67,7 +80,11 @@ def fit(folder: Path, asked: Recipe) -> bool:
 
 def show(args: argparse.Namespace) -> None:
     """Print the resolved recipe as TOML; its keys are the documentation."""
-    asked, folder = _asked(args.recipe, args.overrides)
+    file, folder = _file(args.recipe)
+    if other := _other(file):
+        other.show(file, args.overrides)
+        return
+    asked = recipe.load(file, args.overrides)
     if folder is not None and (folder / "resolved.toml").exists() and not args.overrides:
         asked = config.load_file(Recipe, folder / "resolved.toml")
     else:
@@ -75,16 +92,22 @@ def show(args: argparse.Namespace) -> None:
     screen.console.out(config.dump(asked).rstrip(), highlight=False)
 
 
-def _asked(name: str, overrides: list[str]) -> tuple[Recipe, Path | None]:
-    """Read a recipe by file, by name, or from a run's folder (then the folder is returned too)."""
+def _other(file: Path) -> ModuleType | None:
+    """Return the module for a recipe of another kind, None for a network's."""
+    table = config.read_table(file)
+    return next((import_module(f"terakoya.cli.{module}") for key, module in OTHERS.items() if key in table), None)
+
+
+def _file(name: str) -> tuple[Path, Path | None]:
+    """Find a recipe by file, by name, or in a run's folder (then the folder is returned too)."""
     path = Path(name)
     if (path / "recipe.toml").is_file():
-        return recipe.load(path / "recipe.toml", overrides), path
+        return path / "recipe.toml", path
     if path.suffix == ".toml" or path.is_file():
-        return recipe.load(path, overrides), None
+        return path, None
     known = {p.stem: p for home in reversed(RECIPES) for p in sorted(home.glob("*.toml"))}
     if name in known:
-        return recipe.load(known[name], overrides), None
+        return known[name], None
     raise TerakoyaError(
         "recipe",
         "no such file, run or recipe",
