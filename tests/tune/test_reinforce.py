@@ -12,10 +12,12 @@ import torch
 from terakoya.model.model import Model
 from terakoya.train.step import gradients
 from terakoya.tune import adapters, reinforce
+from terakoya.tune.checks import Number
 from terakoya.tune.methods import Grpo
 from terakoya.tune.pack import laid
 from terakoya.tune.recipe import Tune, assign
-from terakoya.tune.reinforce import Rolled, Trials, advantages, numbers, objective, right
+from terakoya.tune.reinforce import Trials, advantages, objective
+from terakoya.tune.rollout import Rolled
 from terakoya.tune.samples import Sample
 from terakoya.tune.score import token_scores
 from tests.tune.test_silent import adapted, grads
@@ -33,7 +35,7 @@ def trials(model: Model, *changes: str) -> Trials:
 
 def graded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tell answers apart: an untrained model has none right."""
-    monkeypatch.setattr(reinforce, "right", lambda text, answer: float(len(text) % 3))
+    monkeypatch.setattr(reinforce, "reward", lambda checks, answer, *_: (float(len(answer.text) % 3), False))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -145,18 +147,6 @@ def test_groups_that_teach_nothing_are_counted_and_left_out(monkeypatch: pytest.
     assert isinstance(batch, Rolled)
 
 
-def test_the_last_number_decides() -> None:
-    assert right("12 + 30 = 42", "42") == right("答えは４２です。", "42") == right("1,042", "1042") == 1.0
-    assert right("42 or 43", "42") == right("no idea", "42") == right("", "42") == 0.0
-    assert numbers("-3.5と7") == ["-3.5", "7"]
-
-
-def test_digits_count_from_the_last_of_an_answer_as_long() -> None:
-    assert reinforce.near("42", "42") == 1.0
-    assert reinforce.near("41 + 1 = 32", "42") == 0.5
-    assert reinforce.near("142", "42") == reinforce.near("", "42") == 0.0
-
-
 def test_a_question_without_a_number_is_named(tmp_path: Path) -> None:
     from terakoya.errors import TerakoyaError
     from tests.tune.tune_fakes import jsonl
@@ -164,4 +154,4 @@ def test_a_question_without_a_number_is_named(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "q.jsonl", [{"question": "?", "answer": "many"}])
     recipe = assign(Tune(), ["method=grpo", f"data.source={source}"])
     with pytest.raises(TerakoyaError, match=r"q.jsonl:1: answer"):
-        list(reinforce.questions(recipe))
+        list(reinforce.questions(recipe.data, (Number(),), 0))

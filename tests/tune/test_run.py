@@ -10,23 +10,28 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from terakoya.errors import TerakoyaError
 from terakoya.model.context import Packed
 from terakoya.models import open_model
 from terakoya.train.run import Run
 from terakoya.tune import peft
-from terakoya.tune.methods import Distil
+from terakoya.tune.merge import merged
+from terakoya.tune.methods import Distil, Gkd, Ppo
 from terakoya.tune.recipe import Tune, assign
+from terakoya.tune.reward import NAME as SCORE
+from terakoya.tune.reward import add_head, open_reward
 from terakoya.tune.run import Tuner, prepare
+from terakoya.zoo import convert
 from tests.tune.tune_fakes import folder, jsonl, lessons, talk, tokenizer
 
 TINY = (
     "rows.count=4", "rows.context=128", "budget.steps=6", "keep.save=2", "keep.evaluate=2", "data.holdout=0.2",
     "show.count=2", "show.tokens=6", "device=cpu", "optim.lr=0.01",
 )  # fmt: skip
-METHODS = ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo", "reward", "distil", "grpo")
-ON_TEXT = ("method=sft", "method=distil")
+METHODS = ("sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo", "reward", "distil", "gkd", "grpo", "ppo")
+ON_TEXT = ("method=sft", "method=distil", "method=gkd")
 
 
 def judged(count: int = 16) -> list[dict[str, Any]]:
@@ -44,14 +49,33 @@ def recipe(path: Path, *changes: str) -> Tune:
         changes = (*changes, "data.source=two-digit-addition", "data.limit=40", "method.group=4", "method.tokens=4")
         changes = (*changes, "method.beta=0.1")
         return assign(Tune(), [*TINY, f"model={base}", *changes])
+    if method == "method=ppo":
+        changes = (*changes, f"method.reward={judge(path)}", "method.tokens=5", "rows.context=64")
+    if method == "method=gkd":
+        changes = (*changes, "method.tokens=5", "method.own=0.6")
     rows = lessons() if method in ON_TEXT else judged()
     source = jsonl(path / f"rows{len(rows)}.jsonl", rows)
     return assign(Tune(), [*TINY, f"model={base}", f"data.source={source}", *changes])
 
 
+def judge(path: Path) -> Path:
+    """A reward model with a random head."""
+    folder_ = path / "judge"
+    if not folder_.exists():
+        loaded = open_model(str(path / "base"))
+        add_head(loaded.model, 5)
+        head = {SCORE: loaded.model.get_parameter(SCORE).detach() * 20}
+        convert.save(convert.Loaded(merged(loaded.model), loaded.tokenizer, loaded.family), folder_)
+        weights = {n: t.contiguous() for n, t in convert.tensors(merged(loaded.model), loaded.family).items()}
+        save_file(weights | head, folder_ / "model.safetensors", metadata={"format": "pt"})
+    return folder_
+
+
 def tuner(run: Path, asked: Tune) -> Tuner:
-    teacher = open_model(asked.model) if isinstance(asked.method, Distil) else None
-    return prepare(Run.create(run, asked), asked, open_model(asked.model), teacher)
+    plan = asked.method
+    other = open_model(asked.model) if isinstance(plan, Distil | Gkd) else None
+    other = open_reward(Path(plan.reward)) if isinstance(plan, Ppo) else other
+    return prepare(Run.create(run, asked), asked, open_model(asked.model), other)
 
 
 def finished(run: Path, asked: Tune) -> Path:
@@ -72,7 +96,8 @@ def files(run: Path) -> dict[str, bytes]:
     [(f"method={m}",) for m in METHODS]
     + [("method=reward", "adapter=none")]
     + [("adapter=dora",), ("adapter=ia3",), ("adapter=none",), ("adapter=top", "adapter.layers=1"),
-       ("adapter.init=pissa", "adapter.rank=2"), ("rows.micro=3", "adapter.ratio=16"), ("quantise=nf4",),
+       ("adapter.init=pissa", "adapter.rank=2"),
+       ("method=ppo", "method.rounds=1", "adapter=dora"), ("rows.micro=3", "adapter.ratio=16"), ("quantise=nf4",),
        ("recompute=true", "adapter=dora")],
     ids=" ".join,
 )  # fmt: skip

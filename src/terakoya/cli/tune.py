@@ -6,22 +6,29 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from terakoya import device
+from terakoya import config, device
 from terakoya.cli import show as screen
 from terakoya.cli.folder import kept_if_whole
 from terakoya.errors import TerakoyaError, nearest
-from terakoya.models import open_model
+from terakoya.models import find, open_model
 from terakoya.train.run import Run
 from terakoya.tune import adapters, recipe
-from terakoya.tune.methods import Distil
+from terakoya.tune.methods import Distil, Gkd, Ppo
 from terakoya.tune.recipe import Tune
+from terakoya.tune.reward import open_reward
 from terakoya.tune.run import Tuner, prepare
+from terakoya.zoo.convert import Loaded
 
 RECIPES = Path("recipes")
 
 
 def tune(args: argparse.Namespace) -> None:
     """Tune a model by the recipe, or go on from where the run stands; then compare before and after."""
+    if "head" in config.read_table(_file(args.recipe)[0]):
+        from terakoya.cli import head
+
+        head.fit(*_file(args.recipe), args.overrides, args.run)
+        return
     asked, folder = _asked(args.recipe, args.overrides)
     folder = Path(args.run) if args.run else folder or Path("runs") / Path(args.recipe).stem
     tuner = start(folder, asked)
@@ -44,8 +51,18 @@ def start(folder: Path, asked: Tune) -> Tuner:
     device.choose(asked.device, asked.precision)
     with kept_if_whole(folder):
         run = Run.create(folder, asked)
-        teacher = open_model(asked.method.teacher) if isinstance(asked.method, Distil) else None
-        return prepare(run, asked, open_model(asked.model), teacher)
+        return prepare(run, asked, open_model(asked.model), second(asked))
+
+
+def second(asked: Tune) -> Loaded | None:
+    """Open the model that a method names beside the one it trains: who teaches, or who judges."""
+    match asked.method:
+        case Distil(teacher) | Gkd(teacher):
+            return open_model(teacher)
+        case Ppo(reward):
+            return open_reward(find(reward))
+        case _:
+            return None
 
 
 def _introduce(tuner: Tuner) -> None:
@@ -83,15 +100,21 @@ def _share(side: dict[str, Any]) -> float:
 
 def _asked(name: str, overrides: list[str]) -> tuple[Tune, Path | None]:
     """Read a recipe by file, by name, or from a run's folder (then the folder is returned too)."""
+    file, folder = _file(name)
+    return recipe.load(file, overrides), folder
+
+
+def _file(name: str) -> tuple[Path, Path | None]:
+    """Find a recipe by file, by name, or in a run's folder (then the folder is returned too)."""
     path = Path(name)
     if (path / "recipe.toml").is_file():
-        return recipe.load(path / "recipe.toml", overrides), path
+        return path / "recipe.toml", path
     if path.suffix == ".toml" or path.is_file():
-        return recipe.load(path, overrides), None
-    known = {p.stem: p for p in sorted(RECIPES.glob("tune-*.toml"))}
-    for key in (name, f"tune-{name}"):
+        return path, None
+    known = {p.stem: p for kind in ("tune", "head") for p in sorted(RECIPES.glob(f"{kind}-*.toml"))}
+    for key in (name, f"tune-{name}", f"head-{name}"):
         if key in known:
-            return recipe.load(known[key], overrides), None
+            return known[key], None
     raise TerakoyaError(
         "recipe", "no such file, run or recipe", given=name, allowed=list(known) or "a .toml file",
         hint=nearest(name, known),

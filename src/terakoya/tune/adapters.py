@@ -299,6 +299,14 @@ def only(model: Model, *active: str) -> Iterator[None]:
             m.active = was
 
 
+def use(model: Model, *active: str) -> None:
+    """Make just these adapters active, until told otherwise; none: the base alone."""
+    for name in active:
+        parts(model, name)
+    for m in adapted(model).values():
+        m.active = tuple(n for n in active if n in m.adapters)
+
+
 def remove(model: Model, name: str = "default") -> None:
     """Take an adapter off; a layer without any is its old class again."""
     parts(model, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -13,15 +14,17 @@ from torch import Tensor
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
-from terakoya.tokenizer import Tokenizer
+from terakoya.tokenizer import Message, Tokenizer, render
 from terakoya.train.objective import Outcome, context_of
 from terakoya.train.step import Objective
+from terakoya.tune.formats import Example, Talk
 from terakoya.tune.methods import Distil
 from terakoya.tune.pack import laid, plain
 from terakoya.tune.recipe import Tune
+from terakoya.tune.rollout import drawn
 from terakoya.tune.samples import Sample
 from terakoya.tune.score import CHUNK, mixtures_of, targets_of
-from terakoya.tune.sft import Lessons
+from terakoya.tune.sft import Lessons, opening
 from terakoya.zoo.convert import Loaded
 
 
@@ -69,18 +72,62 @@ class Distilled(Lessons):
     def __init__(
         self, recipe: Tune, plan: Distil, tokenizer: Tokenizer, teacher: Loaded | None, folder: Path, device: str
     ) -> None:
+        self.plan, self.objective, self.recipe, self.folder = plan, objective(plan), recipe, folder
+        self.teacher = checked_teacher(plan.teacher, teacher, tokenizer).to(device)
         super().__init__(recipe, tokenizer)
-        self.plan, self.objective = plan, objective(plan)
-        if teacher is None or teacher.tokenizer is None:
-            raise TerakoyaError("method.teacher", "must be a model with a tokenizer", given=plan.teacher)
-        if teacher.tokenizer.description() != tokenizer.description():
-            raise TerakoyaError("method.teacher", "has another vocabulary than the student", given=plan.teacher)
-        self.top = _kept(folder / "teacher.safetensors", self.train.samples, teacher.model.to(device), plan, device)
+        self.objective = objective(plan)
+        self.top = _kept(folder / "teacher.safetensors", self.train.samples, self.teacher, plan, device)
+
+    def worded(self, learn: list[Example], tokenizer: Tokenizer) -> list[Example]:
+        """Let the teacher answer, greedily, where the recipe says so; its answers are kept beside the run."""
+        if self.plan.words == "examples":
+            return learn
+        asked = [(x.place, p) for x in learn if (p := opening(x))]
+        template = self.recipe.data.template
+        ids = [render(tokenizer, p, template=template, answer=True).ids for _, p in asked]
+        room = min(self.teacher.spec.context, self.recipe.rows.context + 1)
+        fits = [i for i, q in enumerate(ids) if len(q) + self.plan.tokens <= room]
+        said = _answered(
+            self.folder / "teacher.jsonl", self.teacher, tokenizer, [ids[i] for i in fits], self.plan.tokens
+        )
+        talks: list[Example] = [
+            Talk(asked[i][0], (*asked[i][1], Message("assistant", text)), first=len(asked[i][1]))
+            for i, text in zip(fits, said, strict=True)
+            if text
+        ]
+        if not talks:
+            raise TerakoyaError("method.tokens", f"the teacher ended none of {len(fits):,} answers within them",
+                                given=self.plan.tokens)  # fmt: skip
+        self.notes.append(f"the teacher answered {len(talks):,} of {len(learn):,} examples to the end")
+        return talks
 
     def batch(self, step: int) -> Batch:
         batch, order = self.train.batch(step), [i for row in self.train.chosen(step) for i in row]
         ids, logp = (torch.cat([self.top[i][side] for i in order]) for side in (0, 1))
         return Taught(**plain(batch), ids=ids, logp=logp)
+
+
+def checked_teacher(name: str, teacher: Loaded | None, tokenizer: Tokenizer) -> Model:
+    """Return the teacher's model; its vocabulary must be the student's."""
+    if teacher is None or teacher.tokenizer is None:
+        raise TerakoyaError("method.teacher", "must be a model with a tokenizer", given=name)
+    if teacher.tokenizer.description() != tokenizer.description():
+        raise TerakoyaError("method.teacher", "has another vocabulary than the student", given=name)
+    return teacher.model
+
+
+def _answered(path: Path, teacher: Model, tokenizer: Tokenizer, asked: list[list[int]], tokens: int) -> list[str]:
+    """Return an answer to every prompt, empty where it did not end; asked once, kept as JSON lines."""
+    if not path.exists():
+        groups = drawn(teacher, tokenizer, asked, [0] * len(asked), n=1, temperature=0.0, tokens=tokens)
+        lines = [{"answer": g[0].text if g[0].finished else "", "finished": g[0].finished} for g in groups]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines), encoding="utf-8")
+        partial.replace(path)
+    said = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(said) != len(asked):
+        raise TerakoyaError(str(path), "was made of other examples", hint="remove it to ask the teacher again")
+    return said
 
 
 @torch.inference_mode()

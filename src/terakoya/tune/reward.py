@@ -12,6 +12,7 @@ from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.build import generator
 from terakoya.model.model import Model
+from terakoya.quant.source import opened
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.objective import context_of
 from terakoya.tune.samples import Sample
@@ -61,7 +62,7 @@ def open_reward(folder: Path) -> Loaded:
     if NAME not in weights:
         raise TerakoyaError(str(folder), f"is no reward model: it has no {NAME}")
     names = set(weights.keys()) - {NAME}
-    model = convert.fill(s, lineage.rules(family), names, weights.get, str(folder), shape=weights.shape)
+    model = convert.fill(s, lineage.rules(family), names, opened(weights, None, str(folder)), str(folder))
     add_head(model, 0)
     with torch.no_grad():
         model.get_parameter(NAME).copy_(weights.get(NAME))

@@ -6,17 +6,19 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from terakoya import config, device
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
+from terakoya.quant.source import opened
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.loop import Loop, flops_per_token
@@ -28,7 +30,9 @@ from terakoya.tune import adapters, peft
 from terakoya.tune.compare import replies
 from terakoya.tune.distil import Distilled
 from terakoya.tune.merge import divergence, merged
-from terakoya.tune.methods import Distil, Grpo, Reward, Sft
+from terakoya.tune.methods import Distil, Gkd, Grpo, Ppo, Reward, Sft
+from terakoya.tune.onpolicy import Corrected
+from terakoya.tune.ppo import Rewarded, add_critic
 from terakoya.tune.preference import Judgements
 from terakoya.tune.quantised import quantise
 from terakoya.tune.recipe import Budget, Tune
@@ -37,9 +41,25 @@ from terakoya.tune.reinforce import Trials
 from terakoya.tune.reward import NAME as SCORE
 from terakoya.tune.reward import add_head, described
 from terakoya.tune.sft import Lessons
-from terakoya.tune.work import Work
+from terakoya.tune.work import Remembers, Work
 from terakoya.zoo import convert, lineage
 from terakoya.zoo.convert import Loaded
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Weights that are in memory already, where files are expected."""
+
+    table: Mapping[str, Tensor]
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self.table)
+
+    def get(self, name: str) -> Tensor:
+        return self.table[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.table[name].shape)
 
 
 @dataclass(kw_only=True)
@@ -132,6 +152,8 @@ class Tuner(Loop):
         if adapters.names(self.model):
             said, parts = peft.files(self.model, self.loaded.family, base=self.recipe.model)
             tensors["adapter/adapter_model"], extra[f"adapter/{peft.CONFIG}"] = parts, said
+        if isinstance(self.work, Remembers) and (kept := self.work.state()):
+            tensors["work"] = kept
         if self.whole or done == self.steps:
             plain = merged(self.model)
             family = self.loaded.family
@@ -159,14 +181,14 @@ class Tuner(Loop):
             weights = checkpoint.tensors("model/model")
             score = {SCORE: weights.pop(SCORE)} if SCORE in weights else {}
             rules = lineage.rules(self.loaded.family)
-            filled = convert.fill(
-                self.model.spec, rules, set(weights), weights.__getitem__, str(checkpoint.path),
-                shape=lambda name: tuple(weights[name].shape),
-            )  # fmt: skip
+            source = opened(_Tensors(weights), None, str(checkpoint.path))
+            filled = convert.fill(self.model.spec, rules, set(weights), source, str(checkpoint.path))
             self.model.load_state_dict(filled.state_dict() | score)
         else:
             adapters.put(self.model, checkpoint.tensors("trained"), str(checkpoint.path))
         self.optimizer.load(checkpoint.tensors("optimizer"))
+        if isinstance(self.work, Remembers):
+            self.work.restore(checkpoint.tensors("work") if "work.safetensors" in checkpoint.files else {})
         self.start = checkpoint.step
         skipped = checkpoint.meta.get("skipped", 0)
         self.skipped = skipped if isinstance(skipped, int) else 0
@@ -175,7 +197,7 @@ class Tuner(Loop):
 def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = None) -> Tuner:
     """Put the recipe's method on a model that was just opened, and go on from the run's last checkpoint.
 
-    `teacher` is the model that the method names, where it names one.
+    `teacher` is the second model that the method names, where it names one: who teaches or who judges.
     """
     device.keep_memory()
     place = device.choose(recipe.device, recipe.precision)
@@ -197,6 +219,11 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = Non
     adapters.prepare(model, recipe.adapter, seed=recipe.seed)
     if isinstance(recipe.method, Reward):
         add_head(model, recipe.seed)
+    if isinstance(recipe.method, Ppo):
+        if not isinstance(recipe.adapter, adapters.Added):
+            raise TerakoyaError("adapter", "ppo needs the base under an adapter, as its reference and for its critic",
+                                allowed=["lora", "dora", "ia3"])  # fmt: skip
+        add_critic(model, recipe.adapter, recipe.seed)
     if recipe.recompute:
         recompute(model)
     work = made(recipe, model, tokenizer, place.name, run.folder, teacher)
@@ -221,8 +248,12 @@ def made(recipe: Tune, model: Model, tokenizer: Tokenizer, place: str, folder: P
             return Lessons(recipe, tokenizer)
         case Distil() as plan:
             return Distilled(recipe, plan, tokenizer, teacher, folder, place)
+        case Gkd() as plan:
+            return Corrected(recipe, plan, model, tokenizer, teacher, place)
         case Grpo() as plan:
             return Trials(recipe, plan, model, tokenizer, place)
+        case Ppo() as plan:
+            return Rewarded(recipe, plan, model, tokenizer, teacher, place)
         case plan:
             return Judgements(recipe, plan, model, tokenizer, place)
 

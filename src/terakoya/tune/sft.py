@@ -25,8 +25,9 @@ class Lessons:
         data, rows = recipe.data, recipe.rows
         found = list(examples(read(data), None if data.format == "auto" else data.format))
         learn, kept = parted(found, _key, data.holdout, recipe.seed)
-        self.packers: list[Packer] = []
         self.notes: list[str] = []
+        learn = self.worded(learn, tokenizer)
+        self.packers: list[Packer] = []
         self.stats: dict[str, float] = {}
         for name, side in (("training", learn), ("held-out", kept)):
             counts = Counts()
@@ -40,8 +41,12 @@ class Lessons:
                 f"in {len(packer.plan):,} rows {packer.filled:.1%} full"
             )
         self.train, self.heldout = self.packers
-        self.prompts = [p for x in kept if (p := _prompt(x))]
+        self.asked, self.prompts = ([p for x in side if (p := opening(x))] for side in (learn, kept))
         self.objective: Objective = answers
+
+    def worded(self, learn: list[Example], tokenizer: Tokenizer) -> list[Example]:
+        """Return the examples as they are to be learnt; a method may have them answered by somebody else."""
+        return learn
 
     @property
     def fingerprint(self) -> str:
@@ -70,12 +75,12 @@ class Lessons:
 def _key(example: Example) -> str:
     match example:
         case Talk():
-            return said(_prompt(example) or example.messages)
+            return said(opening(example) or example.messages)
         case Completion(_, prompt, completion):
             return prompt or completion
 
 
-def _prompt(example: Example) -> Prompt:
+def opening(example: Example) -> Prompt:
     """What stands before the first answer that is learnt; nothing where the text is no conversation."""
     if isinstance(example, Completion):
         return ()

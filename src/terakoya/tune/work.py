@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
 
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
@@ -45,6 +47,15 @@ class Work(Protocol):
     def look(self, model: Model, device: str, limit: int | None) -> dict[str, float]:
         """Measure on held-out examples, about `limit` bytes of them at most; the first number is the one to show."""
         ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A method whose batches are no function of the step alone: what it keeps goes into every checkpoint."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 def read(data: Data) -> Iterable[tuple[str, Row]]:
