@@ -35,7 +35,7 @@ from terakoya.tune.heads.examples import Example, Stretch
 from terakoya.tune.heads.head import Card, head_of, open_head, vectors
 from terakoya.tune.heads.kinds import Choose, Classify, Embed, Extract, Regress, Tag
 from terakoya.tune.heads.reading import Reader
-from terakoya.tune.heads.rewrite import rewrite
+from terakoya.tune.heads.rewrite import beam, rewrite
 from terakoya.tune.heads.work import answers, forward, pieces
 from terakoya.zoo.convert import Loaded, read_json
 
@@ -259,12 +259,16 @@ def _device(model: Model) -> torch.device:
 
 
 @torch.inference_mode()
-def translate(reading: Reading, texts: Sequence[str], *, max_tokens: int = 128, batch: int = 16) -> list[str]:
-    """Write the target of each source with an encoder–decoder, always taking the likeliest token.
+def translate(
+    reading: Reading, texts: Sequence[str], *, max_tokens: int = 128, width: int = 1, batch: int = 16
+) -> list[str]:
+    """Write the target of each source with an encoder–decoder: the likeliest token each time, or a beam of `width`.
 
     A target that does not end by itself stops after `max_tokens`.
     """
     if reading.model.spec.encoder is None:
         raise TerakoyaError("translate", "needs an encoder–decoder", given=reading.model.spec.sort)
+    if width > 1:
+        return [beam(reading.model, reading.tokenizer, t, width=width, most=max_tokens) for t in texts]
     cuts = [texts[i : i + batch] for i in range(0, len(texts), batch)]
     return [said for some in cuts for said in rewrite(reading.model, reading.tokenizer, some, most=max_tokens)]

@@ -1,4 +1,4 @@
-"""terakoya fill, embed, classify, translate: models that read."""
+"""terakoya fill, embed, classify, and translate for a transformer: models that read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 
 import torch.nn.functional as F
 
 from terakoya import understand
 from terakoya.cli import show as screen
 from terakoya.errors import TerakoyaError
+from terakoya.tune.heads.rewrite import attention
 
 
 def fill(args: argparse.Namespace) -> None:
@@ -46,11 +48,16 @@ def classify(args: argparse.Namespace) -> None:
 
 
 def translate(args: argparse.Namespace) -> None:
-    """Print the translation of each text, one a line."""
-    _least("--max-tokens", args.max_tokens)
-    texts = args.texts or _lines()
-    for said in understand.translate(understand.open(args.model), texts, max_tokens=args.max_tokens):
-        sys.stdout.write(said.replace("\n", " ") + "\n")
+    """Translate a text with an encoder–decoder that `terakoya tune` has taught, and draw where it looked."""
+    reading = understand.open(args.run)
+    said = understand.translate(reading, [args.text], max_tokens=args.max_tokens, width=args.beam)[0]
+    sys.stdout.write(said + "\n")
+    if args.map:
+        from terakoya.cli.translate import draw
+
+        looks, source, target = attention(reading.model, reading.tokenizer, args.text, said)
+        draw(looks.mean(0), source, target, Path(args.map))
+        screen.console.print(f"attention map: {args.map}", markup=False)
 
 
 def _lines() -> Sequence[str]:

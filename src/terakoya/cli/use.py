@@ -18,6 +18,7 @@ from terakoya.engine.chat import Chat, Reply
 from terakoya.engine.generate import generate as continued
 from terakoya.engine.sampling import Sampling
 from terakoya.errors import TerakoyaError
+from terakoya.eval.masked import pseudo
 from terakoya.eval.perplexity import score
 from terakoya.models import open_model
 from terakoya.tokenizer import Tokenizer
@@ -153,6 +154,9 @@ def eval(args: argparse.Namespace) -> None:
         texts, place = documents(Shards.open(run.heldout, tokenizer.hash(), verify=True), tokenizer), str(run.heldout)
     else:
         raise TerakoyaError("eval", "needs a text", hint="give --text PATH")
+    if loaded.spec.sort == "encoder":
+        _masked(loaded, tokenizer, args, _limited(texts, args.limit))
+        return
     began = time.perf_counter()
     found = score(loaded.model, tokenizer, _limited(texts, args.limit), window=args.window)
     seconds = time.perf_counter() - began
@@ -162,6 +166,15 @@ def eval(args: argparse.Namespace) -> None:
         f"{found.bits_per_byte:.4f}", f"{found.tokens / seconds:,.0f}",
     )  # fmt: skip
     screen.table(f"{args.model}", head, [row])
+
+
+def _masked(loaded: Loaded, tokenizer: Tokenizer, args: argparse.Namespace, texts: Iterable[str]) -> None:
+    found = pseudo(loaded.model, tokenizer, texts, window=args.window)
+    head = ("pseudo-log-likelihood", "bytes", "tokens", "nats/token", "pseudo-perplexity")
+    per = f"{found.nats / found.tokens:.4f}"
+    row = ("each token hidden in turn", f"{found.bytes:,}", f"{found.tokens:,}", per, f"{found.perplexity:.2f}")
+    note = "not a likelihood: it sees both sides of each token, so it does not compare with a decoder's perplexity"
+    screen.table(f"{args.model}", head, [row], note)
 
 
 def documents(shards: Shards, tokenizer: Tokenizer) -> Iterator[str]:

@@ -62,6 +62,31 @@ def rewrite(model: Model, tokenizer: Tokenizer, texts: Sequence[str], *, most: i
     return [tokenizer.decode(ids) for ids in said]
 
 
+@torch.inference_mode()
+def beam(model: Model, tokenizer: Tokenizer, text: str, *, width: int = 4, most: int = LONGEST) -> str:
+    """Write a target by beam search: the best mean log-probability per token among `width` hypotheses (Graves 2012)."""
+    signs, device = Signs(tokenizer), next(model.parameters()).device
+    read = [*tokenizer.encode(text), signs.end]
+    source = model.encode(torch.tensor(read, device=device), [len(read)])
+    going: list[tuple[float, list[int]]] = [(0.0, [])]
+    done: list[tuple[float, list[int]]] = []
+    for _ in range(min(most, model.spec.context)):
+        rows = torch.tensor([[signs.start, *ids] for _, ids in going], device=device)
+        many = Source(source.hidden.repeat(len(going), 1), source.lengths * len(going))
+        hidden = model(rows.flatten(), Packed([rows.shape[1]] * len(going), device, source=many))
+        chances = torch.log_softmax(model.head(hidden.view(*rows.shape, -1)[:, -1]).float(), -1)
+        best = (chances + torch.tensor([s for s, _ in going], device=device)[:, None]).flatten().topk(2 * width)
+        found = [
+            (s, [*going[i // chances.shape[1]][1], i % chances.shape[1]]) for s, i in zip(*map(Tensor.tolist, best))
+        ]
+        done += [(s / len(ids), ids[:-1]) for s, ids in found[:width] if ids[-1] == signs.end]
+        going = [(s, ids) for s, ids in found if ids[-1] != signs.end][:width]
+        if len(done) >= width:
+            break
+    ended = done or [(s / max(len(ids), 1), ids) for s, ids in going]
+    return tokenizer.decode(max(ended, key=lambda x: x[0])[1])
+
+
 class Watched(Packed):
     """A context that keeps what each cross-attention layer looked at: `maps[layer]` (H, T, S), for one pair."""
 
