@@ -12,8 +12,8 @@ from terakoya.cli.folder import kept_if_whole
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.models import find, open_model
 from terakoya.train.run import Run
-from terakoya.tune import adapters, recipe
-from terakoya.tune.methods import Distil, Gkd, Ppo
+from terakoya.tune import adapters, chain, recipe
+from terakoya.tune.methods import Distil, Gkd, Ppo, Reward
 from terakoya.tune.recipe import Tune
 from terakoya.tune.reward import open_reward
 from terakoya.tune.run import Tuner, prepare
@@ -24,13 +24,25 @@ RECIPES = Path("recipes")
 
 def tune(args: argparse.Namespace) -> None:
     """Tune a model by the recipe, or go on from where the run stands; then compare before and after."""
-    if "head" in config.read_table(_file(args.recipe)[0]):
+    path, folder = _found(args.recipe)
+    if "head" in config.read_table(path):
         from terakoya.cli import head
 
-        head.fit(*_file(args.recipe), args.overrides, args.run)
+        head.fit(path, folder, args.overrides, args.run)
         return
-    asked, folder = _asked(args.recipe, args.overrides)
     folder = Path(args.run) if args.run else folder or Path("runs") / Path(args.recipe).stem
+    if not chain.is_chain(path):
+        _one(folder, recipe.load(path, args.overrides), f"terakoya tune {folder}")
+        return
+    stages = chain.load(path, folder, args.overrides)
+    for number, stage in enumerate(stages, 1):
+        screen.console.print(f"stage {number} of {len(stages)}: {stage.name}", style="bold")
+        if not _one(stage.folder, stage.recipe, f"terakoya tune {args.recipe} --run {folder}"):
+            return
+
+
+def _one(folder: Path, asked: Tune, again: str) -> bool:
+    """Run one recipe to its end; False where a signal ended it early."""
     tuner = start(folder, asked)
     _introduce(tuner)
     before = tuner.before()
@@ -40,10 +52,12 @@ def tune(args: argparse.Namespace) -> None:
     if tuner.skipped:
         screen.console.print(f"{tuner.skipped} steps were skipped: loss or gradient not finite")
     if not done:
-        screen.console.print(f"stopped; continue with: terakoya tune {folder}", markup=False)
-        return
+        screen.console.print(f"stopped; continue with: {again}", markup=False)
+        return False
     compare(before, tuner.after())
-    screen.console.print(f"everything is in {folder}; talk to it: terakoya chat {folder}", markup=False)
+    hint = "" if isinstance(asked.method, Reward) else f"; talk to it: terakoya chat {folder}"
+    screen.console.print(f"everything is in {folder}{hint}", markup=False)
+    return True
 
 
 def start(folder: Path, asked: Tune) -> Tuner:
@@ -98,13 +112,7 @@ def _share(side: dict[str, Any]) -> float:
     return sum(a["japanese"] for a in side["answers"]) / len(side["answers"])
 
 
-def _asked(name: str, overrides: list[str]) -> tuple[Tune, Path | None]:
-    """Read a recipe by file, by name, or from a run's folder (then the folder is returned too)."""
-    file, folder = _file(name)
-    return recipe.load(file, overrides), folder
-
-
-def _file(name: str) -> tuple[Path, Path | None]:
+def _found(name: str) -> tuple[Path, Path | None]:
     """Find a recipe by file, by name, or in a run's folder (then the folder is returned too)."""
     path = Path(name)
     if (path / "recipe.toml").is_file():
