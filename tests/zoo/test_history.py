@@ -15,7 +15,7 @@ from terakoya.errors import TerakoyaError
 from terakoya.zoo import history, lineage
 from terakoya.zoo.card import cards, kind
 from terakoya.zoo.history.aliases import ALIASES
-from terakoya.zoo.node import Closed, Family, Note, Planned, Tuning
+from terakoya.zoo.node import Built, Closed, Family, Note, Planned, Tuning
 
 HERE = Path(__file__).with_name("lineage_names.txt")
 
@@ -132,7 +132,7 @@ def test_nothing_descends_from_itself() -> None:
 
 
 @pytest.mark.parametrize("node", history.NODES, ids=lambda n: n.name)
-def test_facts_are_well_formed(node: Tuning | Closed | Planned) -> None:
+def test_facts_are_well_formed(node: Built | Tuning | Closed | Planned) -> None:
     assert re.fullmatch(r"[a-z0-9]+(?:[-.][a-z0-9]+)*", node.name)
     assert re.fullmatch(r"\d{4}(-(0[1-9]|1[0-2]))?", node.born)
     assert node.title
@@ -148,7 +148,7 @@ def test_facts_are_well_formed(node: Tuning | Closed | Planned) -> None:
         assert int(paper[2]) in range(1, 13)
 
 
-def told(node: Tuning | Closed | Planned) -> list[Note]:
+def told(node: Built | Tuning | Closed | Planned) -> list[Note]:
     more = [node.data, node.method] if isinstance(node, Tuning) else []
     return [node.note, *(n for n in more if n)]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from terakoya.zoo import lineage
-from terakoya.zoo.node import Closed, Family, Node, Note, Planned, Tuning
+from terakoya.zoo.node import Built, Closed, Family, Node, Note, Planned, Tuning
 
 NO_WEIGHTS = {"", "closed", "not released"}  # licences that say there is nothing to load
 Change = tuple[str, str, str]  # what, before, after
@@ -64,7 +64,7 @@ def card(name: str) -> Card:
 def kind(node: Node) -> str:
     """Return the sort of a node: a key of words.KINDS."""
     match node:
-        case Family():
+        case Family() | Built():
             return "family"
         case Tuning():
             return "tuning"
@@ -88,12 +88,12 @@ def _card(node: Node, hung: str | None, path: tuple[str, ...], branches: tuple[s
     naming = [n.name for n in lineage.nodes().values() if node.name in (n.parent, *n.takes)]
     others = tuple(sorted((n for n in naming if n not in branches), key=_age))
     plain = Card(node, kind(node), hung, path, branches, others)
+    if isinstance(node, Built):
+        return replace(plain, proof=node.proof, train=node.train)
     return _built(plain, node) if isinstance(node, Family) else plain
 
 
 def _built(plain: Card, f: Family) -> Card:
-    from dataclasses import replace
-
     model_type = lineage.model_type(f.name)[0] if f.licence not in NO_WEIGHTS else None
     return replace(
         plain,

@@ -104,6 +104,22 @@ class Closed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Built:
+    """A structure that runs here but is no stack of blocks: tables of counts and of words, pairs, two directions."""
+
+    name: str
+    born: str  # YYYY or YYYY-MM
+    note: Note
+    train: str  # the command, or what to call
+    proof: Note  # what its tests compare it with
+    title: str = ""
+    parent: str | None = None
+    takes: tuple[str, ...] = ()
+    paper: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned:
     """A known structure that is not built here yet; a Family of the same name takes its place."""
 
@@ -117,4 +133,4 @@ class Planned:
     licence: str = ""
 
 
-Node = Family | Tuning | Closed | Planned
+Node = Family | Built | Tuning | Closed | Planned

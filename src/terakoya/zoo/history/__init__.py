@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from terakoya.zoo.history import bots, closed, decoders, japanese, planned, tunings
-from terakoya.zoo.node import Closed, Planned, Tuning
+from terakoya.zoo.history import bots, built, closed, decoders, japanese, planned, tunings
+from terakoya.zoo.node import Built, Closed, Planned, Tuning
 
-NODES: tuple[Tuning | Closed | Planned, ...] = (
+NODES: tuple[Built | Tuning | Closed | Planned, ...] = (
     *bots.NODES,
+    *built.NODES,
     *planned.NODES,
     *decoders.NODES,
     *closed.NODES,

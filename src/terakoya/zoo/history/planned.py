@@ -1,86 +1,10 @@
-"""Structures that later lessons build: recurrent, encoders, encoder–decoders, state spaces, pictures."""
+"""Structures that later lessons build: encoders, pictures."""
 
 from __future__ import annotations
 
 from terakoya.zoo.node import Note, Planned
 
 NODES = (
-    Planned(
-        name="word2vec",
-        title="Word2Vec",
-        born="2013-01",
-        note=Note(
-            "word vectors learnt by guessing a word's neighbours; directions carry meaning",
-            "周りの単語を当てて学ぶ単語ベクトル。方向が意味を持つ",
-        ),
-        paper="Mikolov 2013, arXiv:1301.3781",
-    ),
-    Planned(
-        name="glove",
-        title="GloVe",
-        born="2014-01",
-        parent="word2vec",
-        note=Note(
-            "vectors whose dot products give the logarithm of how often words meet",
-            "内積が共起回数の対数になるように学ぶ単語ベクトル",
-        ),
-        paper="Pennington 2014, EMNLP",
-    ),
-    Planned(
-        name="fasttext",
-        title="fastText",
-        born="2016-07",
-        parent="word2vec",
-        note=Note(
-            "a word is the sum of its character n-grams, so unknown words have vectors too",
-            "単語を文字 n-gram の和とするので、未知語にもベクトルがある",
-        ),
-        paper="Bojanowski 2016, arXiv:1607.04606",
-    ),
-    Planned(
-        name="seq2seq",
-        title="Seq2Seq",
-        born="2014-09",
-        parent="lstm",
-        note=Note(
-            "one LSTM reads a sentence into a vector, another writes the translation from it",
-            "一つの LSTM が文をベクトルに読み込み、もう一つがそこから訳文を書く",
-        ),
-        paper="Sutskever 2014, arXiv:1409.3215",
-    ),
-    Planned(
-        name="attention",
-        title="Attention",
-        born="2015-08",
-        parent="seq2seq",
-        note=Note(
-            "at every step the decoder looks back over all the encoder's states, weighted",
-            "復号のたびに、符号化側のすべての状態を重みつきで見直す",
-        ),
-        paper="Luong 2015, arXiv:1508.04025",
-    ),
-    Planned(
-        name="elmo",
-        title="ELMo",
-        born="2018-02",
-        parent="lstm",
-        note=Note(
-            "words in context: a language model in both directions gives the vectors",
-            "文脈の中の単語ベクトル。両方向の言語モデルから作る",
-        ),
-        paper="Peters 2018, arXiv:1802.05365",
-    ),
-    Planned(
-        name="ulmfit",
-        title="ULMFiT",
-        born="2018-01",
-        parent="lstm",
-        note=Note(
-            "pretrain a language model, tune it on the task's text, then on the task",
-            "言語モデルを事前学習し、課題の文章、そして課題へと調整する",
-        ),
-        paper="Howard and Ruder 2018, arXiv:1801.06146",
-    ),
     Planned(
         name="luke",
         title="LUKE",
