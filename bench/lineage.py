@@ -1,11 +1,15 @@
-"""A century in one picture: every generation at equal parameters and equal FLOPs on the same Japanese text.
+"""A century in one picture: every generation on the same Japanese text at equal parameters, FLOPs and seconds.
 
-    python bench/lineage.py CORPUS [--flops 1e13] [--out docs/lineage.png]
+    python bench/lineage.py CORPUS [--flops 6e12] [--seconds 20] [--only gpt lstm …] [--out docs/lineage.png]
 
-Each family is built with the same depth, width and vocabulary and a tied head; the width of its FFN is chosen so that
-all have the same number of parameters, the experts of a mixture included. All train by the same recipe for the same
-FLOPs and are scored on the same held-out text. FLOPs, not seconds, bound the runs, so what else the machine does
-changes no score.
+Transformers are built with the same depth, width and vocabulary and a tied head, and the width of their FFN is chosen
+so that all have the same number of parameters, the experts of a mixture included; where there is no FFN (RNN, LSTM,
+GRU, Mamba) the width of the model is chosen, at the depth that the family was born with. All train by the same recipe
+and are scored on the same held-out text: once after equal FLOPs, once after equal seconds of one processor core
+(processor time, so what else the machine does changes little). The n-gram model has no FLOPs to speak of: it counts as
+many tokens as GPT reads with its FLOPs, and in the seconds all the text it can. Tokens per second of training and
+generation (batch of one, from a prompt of 16) are of one core too. Results are kept by family in the .json file beside
+the picture: `--only` measures some anew and leaves the others.
 """
 
 from __future__ import annotations
@@ -17,10 +21,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from terakoya import config, device
 from terakoya.data import Loader, Shards
+from terakoya.engine.generate import complete
+from terakoya.engine.sampling import Sampling
 from terakoya.model import spec
 from terakoya.model.build import count
+from terakoya.model.model import Model
+from terakoya.ngram.counts import count as count_ngrams
+from terakoya.ngram.model import NGram
+from terakoya.ngram.run import evaluate as score_ngrams
+from terakoya.tokenizer import Tokenizer
 from terakoya.train import loop
 from terakoya.train.objective import causal
 from terakoya.train.prepare import prepare_data
@@ -31,91 +45,173 @@ from terakoya.train.step import step
 from terakoya.zoo import lineage
 
 GENERATIONS = (
-    "gpt", "gpt2", "gpt-j", "gpt-neox", "bloom", "llama", "mistral", "mixtral", "gemma2", "qwen3", "olmo2",
+    "ngram", "rnn", "lstm", "gru", "gpt", "gpt2", "gpt-j", "gpt-neox", "bloom", "rwkv", "llama", "mistral", "mamba",
+    "mixtral", "gemma2", "mamba2", "qwen3", "olmo2",
 )  # fmt: skip
 SCALE = (128, 4, 32)  # width, depth, head width
+BORN_DEEP = {"rnn": 1, "lstm": 2, "gru": 2}  # without a residual stream four layers would not learn
+ROWS = Rows(8, 256)
+ORDER = 5
 
 
 def shaped(name: str, vocab: int, context: int, parameters: int) -> spec.Model:
-    """Return the family at the common scale, its FFN as wide as makes `parameters`."""
-    s = replace(lineage.rescale(lineage.base(name), *SCALE), vocab=vocab, context=context)
-    s = config.override(s, {"head.tied": True})  # a head of its own would be most of so small a model
+    """Return the family at the common scale, its FFN (or else itself) as wide as makes `parameters`."""
+    width, depth, head = SCALE
 
-    def at(hidden: int) -> spec.Model:
-        return config.override(s, {"mlp.hidden": hidden})
+    def sized(dim: int) -> spec.Model:
+        s = lineage.rescale(lineage.base(name), dim, BORN_DEEP.get(name, depth), head)
+        return config.override(replace(s, vocab=vocab, context=context), {"head.tied": True})
 
-    low, high = 1, 4096
+    s = sized(width)  # a head of its own would be most of so small a model
+    if config.select(s, "mlp"):
+        return _fitted(lambda n: config.override(s, {"mlp.hidden": 8 * n}), 4096, parameters)
+    return (
+        _fitted(lambda n: sized(head * n), 16, parameters)
+        if name.startswith(("rwkv", "mamba"))
+        else _fitted(lambda n: sized(8 * n), 64, parameters)
+    )
+
+
+def _fitted(at: Any, high: int, parameters: int) -> spec.Model:
+    low = 1
     while low < high:
         middle = (low + high) // 2
-        low, high = (middle + 1, high) if count(at(8 * middle)) < parameters else (low, middle)
-    return min((at(8 * h) for h in (max(1, low - 1), low)), key=lambda m: abs(count(m) - parameters))
+        low, high = (middle + 1, high) if count(at(middle)) < parameters else (low, middle)
+    return min((at(n) for n in (max(1, low - 1), low)), key=lambda m: abs(count(m) - parameters))
 
 
-def run(name: str, folder: Path, flops: float, parameters: int) -> dict[str, Any]:
-    """Train one generation and score it."""
-    device.keep_memory()
-    train, heldout = Shards.open(folder / "data" / "train"), Shards.open(folder / "data" / "heldout")
-    rows, place = Rows(8, 256), device.choose("cpu")
-    s = shaped(name, len(train.token_bytes), rows.context, parameters)
-    recipe = resolve(replace(Recipe(), model=s, family=name, rows=rows), s.vocab)
-    steps = int(flops / (loop.flops_per_token(s, rows.context) * rows.count * rows.context))
-    loader = Loader(train, rows=rows.count, context=rows.context, seed=0)
-    model, optimizer = loop.fresh(recipe, place)
-    began = time.perf_counter()
-    for i in range(steps):
-        rate = factor(recipe.schedule, i, steps)
-        step(model, [loader.batch(i)], causal, optimizer, factor=rate, clip=recipe.clip)
-    seconds = time.perf_counter() - began
-    bits = loop.evaluate(model, heldout, rows, place)
-    return {
-        "family": name, "born": lineage.family(name).born, "parameters": count(s), "steps": steps,
-        "tokens_per_second": steps * rows.count * rows.context / seconds, "bits_per_byte": bits,
-    }  # fmt: skip
+class Bench:
+    """The text, and how to train and score on it."""
+
+    def __init__(self, folder: Path, parameters: int) -> None:
+        device.keep_memory()
+        self.train, self.heldout = (Shards.open(folder / "data" / side) for side in ("train", "heldout"))
+        self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        self.parameters = parameters
+        self.place = device.choose("cpu")
+
+    def shape(self, name: str) -> spec.Model:
+        return shaped(name, len(self.train.token_bytes), ROWS.context, self.parameters)
+
+    def steps(self, s: spec.Model, flops: float) -> int:
+        return int(flops / (loop.flops_per_token(s, ROWS.context) * ROWS.count * ROWS.context))
+
+    def learn(self, name: str, s: spec.Model, steps: int, whole: int | None = None) -> tuple[Model, float]:
+        """Train for `steps` of a schedule of `whole`; return the model and the seconds of one core."""
+        recipe = resolve(replace(Recipe(), model=s, family=name, rows=ROWS), s.vocab)
+        loader = Loader(self.train, rows=ROWS.count, context=ROWS.context, seed=0)
+        model, optimizer = loop.fresh(recipe, self.place)
+        began = time.process_time()
+        for i in range(steps):
+            rate = factor(recipe.schedule, i, whole or steps)
+            step(model, [loader.batch(i)], causal, optimizer, factor=rate, clip=recipe.clip)
+        return model, time.process_time() - began
+
+    def network(self, name: str, flops: float, seconds: float) -> dict[str, Any]:
+        s = self.shape(name)
+        row: dict[str, Any] = {"family": name, "born": lineage.family(name).born, "parameters": count(s)}
+        if flops:
+            steps = self.steps(s, flops)
+            model, spent = self.learn(name, s, steps)
+            row |= {"steps": steps, "tokens_per_second": steps * ROWS.count * ROWS.context / spent}
+            row |= {"bits_per_byte": loop.evaluate(model, self.heldout, ROWS, self.place)}
+            row |= {"generated_per_second": self.speed(model)}
+        if seconds:
+            self.learn(name, s, 2, 100)  # the first step is slow
+            steps = max(8, int(seconds / (self.learn(name, s, 6, 100)[1] / 6)))
+            model, spent = self.learn(name, s, steps)
+            row |= {"seconds": spent, "seconds_steps": steps}
+            row |= {"seconds_bits_per_byte": loop.evaluate(model, self.heldout, ROWS, self.place)}
+            row |= {"seconds_tokens_per_second": steps * ROWS.count * ROWS.context / spent}
+            row.setdefault("generated_per_second", self.speed(model))
+        return row
+
+    def ngrams(self, flops: float, seconds: float) -> dict[str, Any]:
+        limit = self.steps(self.shape("gpt"), flops) * ROWS.count * ROWS.context
+        row: dict[str, Any] = {"family": "ngram", "born": lineage.nodes()["ngram"].born}
+        for key, tokens in (("", limit), ("seconds_", self.train.tokens)):
+            tokens = min(tokens, self.train.tokens)
+            starts = np.asarray(self.train.starts)
+            starts = np.append(starts[starts < tokens], tokens)
+            began = time.process_time()
+            model = NGram(count_ngrams(self.train.slice(0, tokens), starts, len(self.train.token_bytes), ORDER))
+            spent = time.process_time() - began
+            row |= {f"{key}tokens": tokens, f"{key}bits_per_byte": score_ngrams(model, self.heldout, ROWS)}
+            row |= {f"{key}parameters": model.size, f"{key}tokens_per_second": tokens / spent}
+        row |= {"seconds": spent, "generated_per_second": self.speed(model)}
+        return row
+
+    def speed(self, model: Model, tokens: int = 64) -> float:
+        """Return tokens of one answer per second of one core."""
+        prompt = self.train.slice(0, 16).tolist()
+        how = Sampling(temperature=0, max_tokens=tokens, min_tokens=tokens)
+        complete(model, self.tokenizer, prompt, replace(how, max_tokens=4, min_tokens=4))
+        began = time.process_time()
+        done = complete(model, self.tokenizer, prompt, how)
+        return done.tokens / (time.process_time() - began)
 
 
 def draw(results: list[dict[str, Any]], out: Path) -> None:
-    """Draw bits per byte against the year."""
+    """Draw bits per byte, a line per generation in the order of birth."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 0.9 + 0.3 * len(results)), layout="constrained")
     axes = figure.subplots()
-    years = [int(r["born"][:4]) + (int(r["born"][5:7]) - 0.5) / 12 for r in results]
-    bits = [r["bits_per_byte"] for r in results]
-    axes.plot(years, bits, "o", color="#1f5fa8")
-    for i, (year, r) in enumerate(zip(years, results, strict=True)):
-        title = lineage.family(r["family"]).title or r["family"]
-        offset = (0, 7 if i % 2 else -14)
-        axes.annotate(
-            title, (year, r["bits_per_byte"]), textcoords="offset points", xytext=offset, ha="center", fontsize=9
-        )
-    axes.margins(0.08, 0.15)
-    axes.set(xlabel="born", ylabel="held-out bits per byte")
+    names = [f"{lineage.nodes()[r['family']].title or r['family']}  {r['born'][:4]}" for r in results]
+    for key, label, mark, colour in (
+        ("bits_per_byte", "equal FLOPs", "o", "#1f5fa8"), ("seconds_bits_per_byte", "equal seconds", "D", "#b5382a"),
+    ):  # fmt: skip
+        have = [(r[key], i) for i, r in enumerate(results) if key in r]
+        if have:
+            axes.plot(*zip(*have, strict=True), mark, color=colour, label=label)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set(xlabel="held-out bits per byte (less is better)")
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(out, dpi=130)
+
+
+def told(r: dict[str, Any]) -> str:
+    """Return one line on a row."""
+    number = lambda key, form: format(r[key], form) if key in r else "-"
+    return (
+        f"{r['born']:8s} {r['family']:10s} {number('parameters', ',d'):>10s} parameters  equal FLOPs: "
+        f"{number('bits_per_byte', '.4f')} bits/byte, {number('tokens_per_second', ',.0f')} tokens/s; equal seconds: "
+        f"{number('seconds_bits_per_byte', '.4f')} ({number('seconds', '.0f')} s); generates "
+        f"{number('generated_per_second', ',.0f')} tokens/s"
+    )
 
 
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("corpus")
-    p.add_argument("--flops", type=float, default=1e13)
+    p.add_argument("--flops", type=float, default=6e12, help="0: leave these figures as they are")
+    p.add_argument("--seconds", type=float, default=20.0, help="of one core; 0: leave these figures as they are")
     p.add_argument("--parameters", type=int, default=1_900_000)
+    p.add_argument("--only", nargs="+", default=list(GENERATIONS), metavar="FAMILY")
     p.add_argument("--out", type=Path, default=Path("docs/lineage.png"))
     p.add_argument("--work", type=Path, default=Path("runs/lineage-bench"))
     p.add_argument("--limit", type=int, default=12_000_000, help="bytes of text")
     args = p.parse_args()
+    torch.set_num_threads(1)
     recipe = Recipe()
     recipe = replace(recipe, corpus=replace(recipe.corpus, source=args.corpus, limit=args.limit))
     prepare_data(Run.create(args.work, recipe), recipe, print)
-    results = []
-    for name in GENERATIONS:
-        results.append(run(name, args.work, args.flops, args.parameters))
-        r = results[-1]
-        print(
-            f"{r['born']}  {name:10s} {r['parameters']:9,d} parameters {r['steps']:5d} steps "
-            f"{r['tokens_per_second']:8,.0f} tokens/s  {r['bits_per_byte']:.4f} bits/byte",
-            flush=True,
+    bench, store = Bench(args.work, args.parameters), args.out.with_suffix(".json")
+    kept = {r["family"]: r for r in json.loads(store.read_text(encoding="utf-8"))} if store.exists() else {}
+    for name in args.only:
+        found = (
+            bench.ngrams(args.flops or 6e12, args.seconds)
+            if name == "ngram"
+            else bench.network(name, args.flops, args.seconds)
         )
-    args.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    draw(results, args.out)
+        kept[name] = kept.get(name, {}) | found
+        print(told(kept[name]), flush=True)
+        rows = sorted(kept.values(), key=lambda r: r["born"])
+        store.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        draw(rows, args.out)
 
 
 if __name__ == "__main__":
