@@ -14,6 +14,7 @@ from terakoya.model.context import Context
 from terakoya.ops import convolve, linear
 from terakoya.ops.invariant import invariant
 from terakoya.ops.scan import scan
+from terakoya.ops.selective import selective
 from terakoya.ops.sequences import Sequences
 
 
@@ -22,6 +23,7 @@ class Kernels:
     """One function per recurrence; `model.naive` says what each computes."""
 
     scan: Callable[..., tuple[Tensor, Tensor]]
+    selective: Callable[..., tuple[Tensor, Tensor]]
     decayed: Callable[..., tuple[Tensor, Tensor]]
     delta: Callable[..., tuple[Tensor, Tensor]]
     general: Callable[..., tuple[Tensor, Tensor]]
@@ -33,6 +35,7 @@ class Kernels:
 
 FAST = Kernels(
     scan,
+    selective,
     linear.decayed,
     linear.delta,
     linear.general,
@@ -43,6 +46,7 @@ FAST = Kernels(
 )
 NAIVE = Kernels(
     naive.scan,
+    naive.selective,
     naive.decayed,
     naive.delta,
     naive.general,

@@ -47,10 +47,9 @@ class Mamba(Mixer):
         if self.dt_norm is not None and self.b_norm is not None and self.c_norm is not None:
             dt, b, c = self.dt_norm(dt), self.b_norm(b), self.c_norm(c)
         dt = exact(F.softplus(self.dt(dt)))
-        keep = torch.exp(dt[..., None] * -exact(self.decay).exp())
-        h, last = by.scan(keep, (dt * u)[..., None] * exact(b)[:, None, :], order, start)
+        y, last = by.selective(exact(u), dt, -exact(self.decay).exp(), exact(b), exact(c), order, start)
         ctx.commit(self.layer, (tail, last))
-        y = (h @ exact(c)[..., None])[..., 0].to(u.dtype) + u * self.through
+        y = y.to(u.dtype) + u * self.through
         return self.o(y * F.silu(z))
 
     def start(self, draw: Callable[[str], torch.Generator]) -> None:

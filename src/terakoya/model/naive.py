@@ -16,62 +16,85 @@ from terakoya.ops.sequences import Sequences
 
 def scan(a: Tensor, b: Tensor, sequences: Sequences, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """h_t = a_t h_{t-1} + b_t."""
-    a = a.expand_as(b)
+    first = _nothing(start, b, sequences, *b.shape[1:])
+    keep, come = a.expand_as(b).unbind(), b.unbind()  # once: the gradient of a[t] would be as large as a
 
     def step(h: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        h = a[t] * h + b[t]
+        h = keep[t] * h + come[t]
         return h, h
 
-    return _loop(step, _nothing(start, b, sequences, *b.shape[1:]), sequences)
+    return _loop(step, first, sequences)
+
+
+def selective(
+    u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, sequences: Sequences, start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """h_t = e^{dt_t A} h_{t-1} + dt_t u_t B_t, y_t = C_t h_t (Gu & Dao 2023, eq. 2a with zero-order hold for A)."""
+    first = _nothing(start, u, sequences, *a.shape)
+    us, dts, bs, cs = (x.unbind() for x in (u, dt, b, c))
+
+    def step(h: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        h = torch.exp(dts[t][:, None] * a) * h + (dts[t] * us[t])[:, None] * bs[t]
+        return h, h @ cs[t]
+
+    return _loop(step, first, sequences)
 
 
 def decayed(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, sequences: Sequences, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """S_t = e^{g_t} S_{t-1} + k_t v_t^T, y_t = S_t^T q_t (Dao 2024, eq. 2 with a scalar A)."""
+    first = _nothing(start, v, sequences, k.shape[1], k.shape[2], v.shape[2])
+    qs, ks, vs = q.unbind(), k.unbind(), v.unbind()
+    gs = None if g is None else g.unbind()
 
     def step(s: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        s = s if g is None else g[t].exp()[:, None, None] * s
-        s = s + k[t][:, :, None] * v[t][:, None, :]
-        return s, torch.einsum("hkv,hk->hv", s, q[t])
+        s = s if gs is None else gs[t].exp()[:, None, None] * s
+        s = s + ks[t][:, :, None] * vs[t][:, None, :]
+        return s, torch.einsum("hkv,hk->hv", s, qs[t])
 
-    return _loop(step, _nothing(start, v, sequences, k.shape[1], k.shape[2], v.shape[2]), sequences)
+    return _loop(step, first, sequences)
 
 
 def delta(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, sequences: Sequences, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """S_t = e^{g_t} (1 - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T (Yang 2024, eq. 10, transposed)."""
+    first = _nothing(start, v, sequences, k.shape[1], k.shape[2], v.shape[2])
+    qs, ks, vs, gs, bs = (x.unbind() for x in (q, k, v, g, beta))
 
     def step(s: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        s = g[t].exp()[:, None, None] * s
-        held = torch.einsum("hkv,hk->hv", s, k[t])
-        s = s + beta[t][:, None, None] * k[t][:, :, None] * (v[t] - held)[:, None, :]
-        return s, torch.einsum("hkv,hk->hv", s, q[t])
+        s = gs[t].exp()[:, None, None] * s
+        held = torch.einsum("hkv,hk->hv", s, ks[t])
+        s = s + bs[t][:, None, None] * ks[t][:, :, None] * (vs[t] - held)[:, None, :]
+        return s, torch.einsum("hkv,hk->hv", s, qs[t])
 
-    return _loop(step, _nothing(start, v, sequences, k.shape[1], k.shape[2], v.shape[2]), sequences)
+    return _loop(step, first, sequences)
 
 
 def general(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, sequences: Sequences, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """S_t = (diag(e^{w_t}) + b_t a_t^T) S_{t-1} + k_t v_t^T, y_t = S_t^T r_t (Peng 2025, eq. 17, transposed)."""
+    first = _nothing(start, v, sequences, k.shape[1], k.shape[2], v.shape[2])
+    rs, ws, ks, vs, as_, bs = (x.unbind() for x in (r, w, k, v, a, b))
 
     def step(s: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        held = torch.einsum("hkv,hk->hv", s, a[t])
-        s = w[t].exp()[:, :, None] * s + b[t][:, :, None] * held[:, None, :] + k[t][:, :, None] * v[t][:, None, :]
-        return s, torch.einsum("hkv,hk->hv", s, r[t])
+        held = torch.einsum("hkv,hk->hv", s, as_[t])
+        s = ws[t].exp()[:, :, None] * s + bs[t][:, :, None] * held[:, None, :] + ks[t][:, :, None] * vs[t][:, None, :]
+        return s, torch.einsum("hkv,hk->hv", s, rs[t])
 
-    return _loop(step, _nothing(start, v, sequences, k.shape[1], k.shape[2], v.shape[2]), sequences)
+    return _loop(step, first, sequences)
 
 
 def invariant(
     u: Tensor, a: Tensor, b: Tensor, c: Tensor, sequences: Sequences, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """x_t = A x_{t-1} + B u_t, y_t = Re(C x_t) for every channel, A a diagonal or a matrix (Gu 2021, eq. 2)."""
+    us = u.unbind()
 
     def step(x: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        x = (a * x if a.dim() == 2 else (a @ x[..., None])[..., 0]) + b * u[t][:, None]
+        x = (a * x if a.dim() == 2 else (a @ x[..., None])[..., 0]) + b * us[t][:, None]
         return x, (c * x).sum(-1).real
 
     return _loop(step, _nothing(start, b, sequences, *b.shape), sequences)
@@ -81,10 +104,10 @@ def short(
     x: Tensor, weight: Tensor, bias: Tensor | None, sequences: Sequences, tail: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """y_t = bias + sum_j weight_j x_{t - W + 1 + j}."""
-    W = weight.shape[1]
+    W, xs = weight.shape[1], x.split(1)
 
     def step(held: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        window = torch.cat([held, x[t : t + 1]])
+        window = torch.cat([held, xs[t]])
         y = (window * weight.t()).sum(0)
         return window[1:], y if bias is None else y + bias
 
@@ -94,8 +117,10 @@ def short(
 def shift(x: Tensor, sequences: Sequences, tail: Tensor | None) -> tuple[Tensor, Tensor]:
     """y_t = x_{t-1}."""
 
+    xs = x.unbind()
+
     def step(held: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        return x[t], held
+        return xs[t], held
 
     return _loop(step, _nothing(tail, x, sequences, x.shape[1]), sequences)
 

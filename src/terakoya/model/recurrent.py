@@ -51,10 +51,10 @@ class Cell(nn.Module):
     def naive(self, x: Tensor, ctx: Context) -> Tensor:
         """Do what `forward` does, token after token by the definition."""
         held = ctx.state(self.layer) or self.nothing(len(ctx.cu) - 1, x)
-        out, ends = [], []
+        out, ends, tokens = [], [], x.unbind()
         for n, (a, b) in enumerate(pairwise(ctx.cu)):
             state = tuple(s[n] for s in held)
-            for token in x[a:b]:
+            for token in tokens[a:b]:
                 state = self.step(token, state)
                 out.append(state[0])
             ends.append(state)
