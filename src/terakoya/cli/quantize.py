@@ -7,17 +7,20 @@ import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from terakoya import corpus
 from terakoya.cli import show as screen
 from terakoya.cli.folder import is_free, new_folder
 from terakoya.cli.use import tokenizer_of
+from terakoya.engine.compact import Kept, Rounded, checked
 from terakoya.engine.engine import Engine
 from terakoya.engine.request import Request
 from terakoya.engine.sampling import Sampling
 from terakoya.errors import TerakoyaError
 from terakoya.eval.change import Change, compare
+from terakoya.model.context import Packed
 from terakoya.model.model import Model
 from terakoya.models import open_model
 from terakoya.quant.calibrate import calibrate
@@ -32,7 +35,9 @@ SPEED_TOKENS = 48
 
 def quantize(args: argparse.Namespace) -> None:
     """Pack the weights of a model; print size, quality and speed before and after; write a folder with --out."""
-    codec = named(args.to, args.group)
+    codec = None if args.to == "none" else named(args.to, args.group)
+    if codec is None and (args.memory == "full" or args.out):
+        raise TerakoyaError("--to", "none packs nothing", hint="it is for --memory int8 or fp8, without --out")
     if args.method != "rtn" and not isinstance(codec, Int4):
         raise TerakoyaError("--method", "calibrates int4 only", given=f"{args.method} --to {args.to}", allowed=["rtn"])
     if args.method != "rtn" and not args.calibrate:
@@ -48,10 +53,15 @@ def quantize(args: argparse.Namespace) -> None:
     texts = [d.text for d in corpus.read(Path(args.text))] if args.text else []
     packed = replace(loaded, model=copy.deepcopy(loaded.model))
     began = time.perf_counter()
-    _pack(packed.model, codec, table(args.table, codec), args, tokenizer)
+    if codec is not None:
+        _pack(packed.model, codec, table(args.table, codec), args, tokenizer)
     screen.console.print(f"[dim]packed in {time.perf_counter() - began:.0f} s[/dim]")
-    change = compare(loaded.model, packed.model, tokenizer, limited(texts, args.limit)) if texts else None
-    speeds = [speed(m) for m in (loaded, packed)] if not args.no_speed else []
+    kept = checked(args.memory)
+    way = Packed if kept == "full" else partial(Rounded, kept=kept)
+    change = None
+    if texts:
+        change = compare(loaded.model, packed.model, tokenizer, limited(texts, args.limit), reading=way)
+    speeds = [] if args.no_speed else [speed(loaded), speed(packed, kept)]
     report(args, loaded.model, packed.model, change, speeds)
     if args.out:
         with new_folder(args.out) as folder:
@@ -70,7 +80,7 @@ def _pack(model: Model, codec: Codec, table: Codec | None, args: argparse.Namesp
 
 
 def table(name: str, codec: Codec) -> Codec | None:
-    """Return how token table and head are kept: int8 by row, as the layers are (`same`), or as they are (`none`)."""
+    """Return how token table and head are kept: int8, as the layers are (`same`), or as they are (`none`)."""
     return {"int8": Int8(), "same": codec, "none": None}[name]
 
 
@@ -105,12 +115,12 @@ def limited(texts: Iterable[str], limit: int) -> Iterable[str]:
         yield piece
 
 
-def speed(loaded: Loaded) -> tuple[float, str]:
+def speed(loaded: Loaded, kept: Kept = "full") -> tuple[float, str]:
     """Return tokens a second of one greedy answer through the engine, and who computed it."""
     tokenizer = tokenizer_of(loaded)
     prompt = (*tokenizer.wrap()[0], *tokenizer.encode("A school is a place where 寺子屋では"))
     how = Sampling(temperature=0, max_tokens=SPEED_TOKENS)
-    with Engine(loaded, threaded=False, max_running=1, memory_bytes=256 << 20) as engine:
+    with Engine(loaded, kept=kept, threaded=False, max_running=1, memory_bytes=256 << 20) as engine:
         engine.generate([Request(prompt=prompt, sampling=replace(how, max_tokens=4))])
         began = time.perf_counter()
         ((answer,),) = engine.generate([Request(prompt=prompt, sampling=how)])
@@ -132,7 +142,8 @@ def report(
             f"{score.bits_per_byte:.4f}" if score else "–",
             f"{speeds[i][0]:.1f} ({speeds[i][1]})" if speeds else "–",
         ))  # fmt: skip
-    title = f"{args.model}, {args.to} by {args.method}"
+    kept = "" if args.memory == "full" else f", keys and values in {args.memory}"
+    title = f"{args.model}, {args.to} by {args.method}{kept}"
     screen.table(title, ("weights", "MB", "bits/weight", "bits/byte", "tokens/s"), rows)
     if change is not None:
         screen.console.print(

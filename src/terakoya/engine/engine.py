@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from terakoya.engine import sampler
+from terakoya.engine.compact import Kept
 from terakoya.engine.generate import check
 from terakoya.engine.handle import Handle
 from terakoya.engine.paged import Part
@@ -48,7 +49,8 @@ class Engine:
     """Answer many requests at once with one model.
 
     `weights`: None: as they came; int8 or int4: smaller and a little worse. `by`: who computes (see `runner`);
-    `threads` of the native program (None: as many as PyTorch has). `memory_bytes` is the budget for keys, values and
+    `threads` of the native program (None: as many as PyTorch has). `kept`: int8 or fp8 remember keys and values in
+    half the memory of float16, by PyTorch. `memory_bytes` is the budget for keys, values and
     states (None: a quarter of what is free, and no more than `max_running` whole contexts need). A step computes at
     most `max_tokens_per_step` tokens. `deterministic`: the same request gives the same bits whatever else is going
     on; it costs speed when few run. `threaded=False`: nobody steps but the caller, by `step` or by waiting for a
@@ -62,6 +64,7 @@ class Engine:
         weights: Weights | None = None,
         by: By = "auto",
         threads: int | None = None,
+        kept: Kept = "full",
         memory_bytes: int | None = None,
         max_tokens_per_step: int = 512,
         max_running: int = 64,
@@ -72,7 +75,7 @@ class Engine:
         poison: bool = False,
     ) -> None:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.runner = runner(loaded, by=by, weights=weights, threads=threads)
+        self.runner = runner(loaded, by=by, weights=weights, threads=threads, kept=kept)
         self.device = self.runner.device
         self.vocab = min(self.model.spec.vocab, loaded.tokenizer.vocab_size if loaded.tokenizer else 1 << 40)
         self.max_waiting, self.max_waiting_tokens = max_waiting, max_waiting_tokens

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terakoya.engine.compact import decode, write
 from terakoya.engine.store import BLOCK, Held, Reach, Shape, Store, Table
 from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
@@ -48,14 +49,16 @@ class Paged:
     ) -> Tensor:
         number = self.store.group_of[layer]
         group = self.store.groups[number]
-        keys, vals = group.memory[layer]
+        keys, vals, *scales = group.memory[layer]
         rows = self.share(("rows", number), lambda: self._rows(number))
-        keys.index_copy_(0, rows, k[: self.tokens])
-        vals.index_copy_(0, rows, v[: self.tokens])
+        write(group.memory[layer], rows, k[: self.tokens], v[: self.tokens])
         out = q.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
         for part, a, b in zip(self.parts, self.cu, self.cu[1:], strict=False):
             low = group.reach.lowest(part.start)
             ks, vs = self._read(number, part, low, keys, vals)
+            if scales:
+                of_k, of_v = self._read(number, part, low, *scales)
+                ks, vs = decode(ks, of_k, q.dtype), decode(vs, of_v, q.dtype)
             out[a:b] = attend(q[None, a:b], ks, vs, look, part.start - low, shifted(bias, low), sinks)[0]
         return out
 

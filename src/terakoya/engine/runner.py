@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from terakoya.engine.compact import Kept, checked, compact
 from terakoya.engine.native import Native, NativeModel
 from terakoya.engine.paged import Part, compute, probe
 from terakoya.engine.store import Reach, Shape, Store
@@ -57,15 +58,16 @@ class Runner(Protocol):
 class TorchRunner:
     """The model itself."""
 
-    def __init__(self, model: Model, reason: str = "") -> None:
+    def __init__(self, model: Model, reason: str = "", kept: Kept = "full") -> None:
         first = next(model.parameters())
         self.model, self.spec, self.device = model, model.spec, first.device
         self.weights = str(first.dtype).removeprefix("torch.")
         self.threads = torch.get_num_threads()
+        self.kept: Kept = kept
         self.words = "model by PyTorch" + (f", as {reason}" if reason else "")
 
     def shapes(self) -> dict[int, Shape]:
-        return probe(self.model, self.device)
+        return {layer: compact(shape, self.kept) for layer, shape in probe(self.model, self.device).items()}
 
     def compute(
         self, store: Store, parts: Sequence[Part], ids: Sequence[Sequence[int]], picks: Sequence[int], multiple: int = 1
@@ -128,22 +130,25 @@ class NativeRunner:
 
 
 def runner(
-    loaded: Loaded, *, by: By = "auto", weights: Weights | None = None, threads: int | None = None
+    loaded: Loaded, *, by: By = "auto", weights: Weights | None = None, threads: int | None = None, kept: Kept = "full"
 ) -> NativeRunner | TorchRunner:
     """Choose who computes. `weights`: None: as they came; int8 or int4 make them smaller, and answers a little worse.
+    `kept`: how keys and values are remembered; in eight bits by PyTorch only.
 
     Raise TerakoyaError where what is asked for cannot be had.
     """
     if by not in ("auto", "native", "torch"):
         raise TerakoyaError("by", given=by, allowed=("auto", "native", "torch"))
     found = None if by == "torch" else lowered(loaded, weights, threads)
+    if checked(kept) != "full" and found is not None:
+        found = NotLowered("kept", f"as {kept}, keys and values are remembered by PyTorch only")
     if isinstance(found, Native):
         return NativeRunner(found)
     if by == "native" or weights in ("int8", "int4"):
         raise found or TerakoyaError("weights", "can be made smaller for the native program only", given=weights)
     if found is not None:
         log.warning("PyTorch runs the model, not the native program: %s", found)
-    return TorchRunner(loaded.model, str(found) if found else "asked")
+    return TorchRunner(loaded.model, str(found) if found else "asked", kept)
 
 
 def lowered(loaded: Loaded, weights: Weights | None = None, threads: int | None = None) -> Native | TerakoyaError:

@@ -272,7 +272,8 @@ class Store:
                     if part.pool.state[page] == 0:
                         for tensors in part.memory.values():
                             for t in tensors:
-                                t[rows] = float("nan")
+                                if t.is_floating_point():  # codes have no NaN; their scales do
+                                    t[rows] = float("nan")
             part.pool.emptied.clear()
 
     # ---- the prefix cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from terakoya.errors import TerakoyaError
 from terakoya.eval.perplexity import Score, windows
-from terakoya.model.context import Packed
+from terakoya.model.context import Context, Packed
 from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer
 
@@ -34,9 +34,10 @@ class Change:
 
 @torch.inference_mode()
 def compare(
-    before: Model, after: Model, tokenizer: Tokenizer, texts: Iterable[str], *, window: int | None = None
-) -> Change:
-    """Score texts by both models, each token once, as `score` does."""
+    before: Model, after: Model, tokenizer: Tokenizer, texts: Iterable[str], *, window: int | None = None,
+    reading: Callable[[Sequence[int], torch.device], Context] = Packed,
+) -> Change:  # fmt: skip
+    """Score texts by both models, each token once, as `score` does; `reading` makes the context of the second."""
     limit = window or min(before.spec.context, 2048)
     if not 2 <= limit <= before.spec.context:
         raise TerakoyaError("window", given=limit, allowed=f"2 to the model's context, {before.spec.context}")
@@ -47,7 +48,8 @@ def compare(
         ids = [*prefix, *tokenizer.encode(text), *suffix]
         for begin, end, first in windows(len(ids), limit):
             piece = torch.tensor(ids[begin:end], device=device)
-            vectors = [m(piece[:-1], Packed([len(piece) - 1], device))[first - begin - 1 :] for m in (before, after)]
+            ways = ((before, Packed), (after, reading))
+            vectors = [m(piece[:-1], way([len(piece) - 1], device))[first - begin - 1 :] for m, way in ways]
             wanted = piece[first - begin :]
             for a in range(0, len(wanted), ROWS):
                 p, q = (_logs(m, v[a : a + ROWS]) for m, v in zip((before, after), vectors, strict=True))

@@ -55,7 +55,7 @@ class Codec:
 class Int8(Codec):
     """w = scale · q, q from -127 to 127, a scale for every `group` columns (0: for the whole row)."""
 
-    group: int = 0
+    group: int = 32
     kind: ClassVar[str] = "int8"
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:

@@ -165,7 +165,7 @@ def bitsandbytes(m: Maker) -> dict[str, Entry]:
             raise m.wrong(owner, f"has {len(scales)} scales for {shape}")
 
         def packed(name: str = name, scales: Tensor = scales) -> tuple[Codec, Parts]:
-            return Int8(), {"codes": m.files.get(name).to(torch.int8), "scales": scales[:, None]}
+            return Int8(0), {"codes": m.files.get(name).to(torch.int8), "scales": scales[:, None]}
 
         out[name] = Entry(shape, lambda packed=packed, k=shape[1]: packed()[0].decode(packed()[1], k), packed)
     return out

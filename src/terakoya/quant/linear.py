@@ -23,7 +23,7 @@ PREFIX = "packed_"  # of the buffers that hold the parts
 KEPT = ("router", "shared_gate")  # small, and what they choose must not change
 TABLE, HEAD = "embed.token.weight", "head.weight"
 Held = tuple[Codec, Parts]
-BY_ROW = Int8()
+FINE = Int8()
 
 
 class Packed(nn.Module):
@@ -103,7 +103,7 @@ SWAPS: dict[type[nn.Module], type[Packed]] = {
 }
 
 
-def quantise(model: Model, codec: Codec, *, table: Codec | None = BY_ROW) -> Model:
+def quantise(model: Model, codec: Codec, *, table: Codec | None = FINE) -> Model:
     """Pack the weights of a model in place; `table`: how token table and head are kept (None: as they are).
 
     Routers, norms, biases and positions stay numbers. What is packed already stays as it is. Raise TerakoyaError,
