@@ -76,17 +76,13 @@ class TorchRunner:
 
 
 class NativeRunner:
-    """The native program on the pages of the store. What a row becomes does not depend on the rows beside it.
-
-    The logits of a step stay as they are until the next one.
-    """
+    """The native program on the pages of the store. What a row becomes does not depend on the rows beside it."""
 
     def __init__(self, native: Native) -> None:
         self.native, self.spec, self.device = native, native.spec, torch.device("cpu")
         self.weights, self.threads = native.words, native.program.threads
         self.words = f"model by the native program ({native.program.isa})"
         self._bound: tuple[Store, object] | None = None
-        self._space = torch.empty(0)  # for logits: new memory would cost more than some steps
 
     def shapes(self) -> dict[int, Shape]:
         kind = torch.float16 if self.native.lowered.half else torch.float32
@@ -112,9 +108,7 @@ class NativeRunner:
         if not picks:
             self.native.run(tokens, sequences, np.empty(0, np.int32), self.native.lowered.head)
             return torch.empty(0, self.spec.vocab)
-        if len(self._space) < len(picks):
-            self._space = torch.empty(len(picks), self.spec.vocab)
-        return self.native.run(tokens, sequences, np.array(picks, np.int32), space=self._space)[1]
+        return self.native.run(tokens, sequences, np.array(picks, np.int32))[1]
 
     def _memory(self, store: Store) -> object:
         """Return where keys and values of every layer are in the store, for the library."""
