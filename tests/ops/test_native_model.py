@@ -21,7 +21,8 @@ from terakoya.model.context import Memory, Packed
 from terakoya.model.model import Model
 from terakoya.ops import native
 from terakoya.ops.compile import NoCompiler
-from terakoya.ops.lower import NotLowered, Weights, dequantised
+from terakoya.ops.lower import NotLowered, Weights
+from terakoya.ops.rounded import dequantised
 from terakoya.zoo.convert import Loaded
 from tests.model.small import MLP, NORM, SPECS, attention, made, model_of, some_tokens, usual
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -24,14 +25,15 @@ from terakoya.zoo.convert import Loaded
 KEYS = ("id", "prompt", "messages")
 
 
-def batch(model: str, file: str, how: Sampling) -> None:
+def batch(args: argparse.Namespace, how: Sampling) -> None:
     """Answer every line of a file; answers go to standard output, in order."""
+    file = args.batch
     rows = list(read(Path(file)))
-    loaded = open_model(model)
+    loaded = open_model(args.model, packed=args.by != "torch")
     requests = [Request(_ids(f"{file}:{n}", row, loaded), how) for n, row in rows]
     began, tokens = time.perf_counter(), 0
-    with Engine(loaded) as engine:
-        screen.console.print(f"[dim]{engine.describe()}[/dim]")
+    with Engine(loaded, weights=args.weights, by=args.by) as engine:
+        sys.stderr.write(engine.describe() + "\n")
         for (n, row), [done] in zip(rows, engine.generate(requests), strict=True):
             found = {"id": row.get("id", n), "text": done.text, "finish": done.finish, "usage": asdict(done.usage)}
             if done.error is not None:

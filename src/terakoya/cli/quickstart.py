@@ -13,6 +13,7 @@ from terakoya.cli.train import fit
 from terakoya.cli.use import continuation, documents, talk, tokenizer_of
 from terakoya.data import Shards
 from terakoya.engine.chat import Chat
+from terakoya.engine.runner import fastest
 from terakoya.engine.sampling import Sampling
 from terakoya.errors import MissingExtra
 from terakoya.eval.perplexity import compressed, uniform_bytes, unigram
@@ -95,7 +96,7 @@ def samples(run: Run) -> None:
     openings = [text[:60] for text in itertools.islice(documents(heldout, tokenizer), 2)]
     pages = []
     for opening in (*openings, ""):
-        written = "".join(continuation(loaded, opening, SAMPLE))
+        written = "".join(continuation(loaded.model, tokenizer_of(loaded), opening, SAMPLE))
         pages.append(f"## {opening.strip() or '(from nothing)'}\n\n{opening}{written}\n")
         screen.console.print(f"[bold]{_plain(opening)}[/bold]{_plain(written)}\n[dim]──[/dim]")
     run.write("samples.md", "\n".join(pages))
@@ -104,7 +105,7 @@ def samples(run: Run) -> None:
 def meet(talking: bool) -> None:
     """Open a chat with a real model; without a terminal ask it two questions."""
     loaded = open_model(REAL)
-    chat = Chat(loaded.model, tokenizer_of(loaded))
+    chat = Chat(fastest(loaded, "fp32"), tokenizer_of(loaded))  # type: ignore[arg-type]
     talk(chat, Sampling(temperature=0.2, top_p=0.9, max_tokens=200, seed=0), () if talking else QUESTIONS)
 
 

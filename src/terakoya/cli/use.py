@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,8 @@ from terakoya.cli.folder import new_folder
 from terakoya.data import Shards
 from terakoya.engine.chat import Chat, Reply
 from terakoya.engine.generate import generate as continued
+from terakoya.engine.native import NativeModel
+from terakoya.engine.runner import NativeRunner, described, runner
 from terakoya.engine.sampling import Sampling
 from terakoya.errors import TerakoyaError
 from terakoya.eval.masked import pseudo
@@ -52,11 +55,11 @@ def generate(args: argparse.Namespace) -> None:
     if args.batch is not None:
         from terakoya.cli.batch import batch
 
-        batch(args.model, args.batch, how)
+        batch(args, how)
         return
-    loaded = open_model(args.model)
+    model, tokenizer = ready(args)
     text = _stdin() if args.prompt == "-" else args.prompt
-    for piece in continuation(loaded, text, how):
+    for piece in continuation(model, tokenizer, text, how):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -69,12 +72,20 @@ def _stdin() -> str:
         raise TerakoyaError("standard input", f"is not UTF-8 at byte {error.start}", hint="convert it first") from None
 
 
-def continuation(loaded: Loaded, text: str, how: Sampling) -> Iterator[str]:
+def ready(args: argparse.Namespace) -> tuple[Any, Tokenizer]:
+    """Open the model that was named, for who computes soonest, and say in one line who that is."""
+    loaded = open_model(args.model, packed=args.by != "torch")
+    found = runner(loaded, by=args.by, weights=args.weights)
+    sys.stderr.write(f"{described(found)} · context {loaded.spec.context:,}\n")
+    model = NativeModel(found.native) if isinstance(found, NativeRunner) else found.model
+    return model, tokenizer_of(loaded)
+
+
+def continuation(model: Any, tokenizer: Tokenizer, text: str, how: Sampling) -> Iterator[str]:
     """Yield the continuation of a text as it comes."""
-    tokenizer = tokenizer_of(loaded)
     prefix, _ = tokenizer.wrap()
     ids = [*prefix, *tokenizer.encode(text)]
-    yield from (token.text for token in continued(loaded.model, tokenizer, ids, how))
+    yield from (token.text for token in continued(model, tokenizer, ids, how))
 
 
 def tokenizer_of(loaded: Loaded) -> Tokenizer:
@@ -87,8 +98,8 @@ def tokenizer_of(loaded: Loaded) -> Tokenizer:
 def chat(args: argparse.Namespace) -> None:
     """Talk in the terminal, or ask given questions and exit."""
     how = sampling(args)
-    loaded = open_model(args.model)
-    talk(Chat(loaded.model, tokenizer_of(loaded), system=args.system), how, args.ask)
+    model, tokenizer = ready(args)
+    talk(Chat(model, tokenizer, system=args.system), how, args.ask)
 
 
 def talk(chat: Chat, how: Sampling, questions: Iterable[str] = ()) -> None:

@@ -21,6 +21,7 @@ from terakoya.engine.handle import Handle
 from terakoya.engine.paged import Part
 from terakoya.engine.request import Completion, EngineError, Request
 from terakoya.engine.runner import By, runner
+from terakoya.engine.sampling import alone
 from terakoya.engine.scheduler import Row, Scheduler
 from terakoya.engine.sequence import Choice
 from terakoya.engine.steady import steady
@@ -74,7 +75,7 @@ class Engine:
         threaded: bool = True,
         poison: bool = False,
     ) -> None:
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.model, self.tokenizer = loaded.continuing().model, loaded.tokenizer
         self.runner = runner(loaded, by=by, weights=weights, threads=threads, kept=kept)
         self.device = self.runner.device
         self.vocab = min(self.model.spec.vocab, loaded.tokenizer.vocab_size if loaded.tokenizer else 1 << 40)
@@ -223,16 +224,17 @@ class Engine:
     def _advance(self, rows: list[Row], logits: Tensor) -> None:
         """Draw for the rows that caught up, and take note of what is computed; a row that fails fails alone."""
         peaks, at = sampler.peaks(logits), 0
-        for row in rows:
-            try:
-                if row.caught_up:
-                    begin, at = at, at + 1 + row.draft
-                    self._take(row, list(zip(logits[begin:at], peaks[begin:at], strict=True)))
-                else:
-                    row.choice.computed = row.start + row.count
-                self._note(row.choice)
-            except Exception as error:
-                self._broke(row.choice, error)
+        with alone():
+            for row in rows:
+                try:
+                    if row.caught_up:
+                        begin, at = at, at + 1 + row.draft
+                        self._take(row, list(zip(logits[begin:at], peaks[begin:at], strict=True)))
+                    else:
+                        row.choice.computed = row.start + row.count
+                    self._note(row.choice)
+                except Exception as error:
+                    self._broke(row.choice, error)
 
     def _take(self, row: Row, places: list[tuple[Tensor, sampler.Peak]]) -> None:
         """Draw the next id, and go on as long as the guesses prove right."""

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from terakoya.engine.sampling import History, Sampling, draw, penalise, process
+from terakoya.engine.sampling import History, Sampling, alone, draw, penalise, process
 from terakoya.engine.stop import Stop
 from terakoya.errors import TerakoyaError
 from terakoya.model.context import Memory
 from terakoya.model.model import Model
+from terakoya.model.spec import continues
 
 if TYPE_CHECKING:
     from terakoya.tokenizer import Tokenizer
@@ -103,7 +104,8 @@ def _generate(
         early = i < sampling.min_tokens
         logits = read(model, memory, new)[: tokenizer.vocab_size]
         banned = tokenizer.stops if early else ()
-        id, logprob, raw = _choose(logits, history, sampling, banned, seed, i, choice)
+        with alone():
+            id, logprob, raw = _choose(logits, history, sampling, banned, seed, i, choice)
         history.add(id)
         ended = id in tokenizer.stops
         last = ended or i + 1 == most
@@ -158,6 +160,7 @@ def _choose(
 
 def check(model: Model, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> None:
     """Refuse a prompt that is empty, has foreign ids or leaves no room in the context."""
+    continues(model.spec)
     vocab, context = min(model.spec.vocab, tokenizer.vocab_size), model.spec.context
     if not prompt:
         raise TerakoyaError("prompt", "is empty", hint="a model needs at least one token to go on from, such as bos")

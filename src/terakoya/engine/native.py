@@ -134,19 +134,21 @@ class Native:
         return logits
 
     def run(
-        self, tokens: np.ndarray, sequences: Sequence[Sequence_], output: np.ndarray | None, last: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: np.ndarray, sequences: Sequence[Sequence_], output: np.ndarray | None, last: int | None = None,
+        space: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Do one step: tokens (T,) int32 of all sequences -> hidden (n, D) and logits (n, V) of the rows in `output`.
 
-        With None all rows are asked for. `last`: the instruction before which it stops. Raise TerakoyaError for ids
-        that the model has not, and positions.
+        With None all rows are asked for. `last`: the instruction before which it stops. `space` (n or more, V) holds
+        the logits; a new one is made where there is none. Raise TerakoyaError for ids that the model has not, and
+        positions.
         """
         starts, counts = [s.start for s in sequences], [s.count for s in sequences]
         assert sum(counts) == len(tokens)
         self._check(tokens, starts, counts)
         rows = len(tokens) if output is None else len(output)
         hidden = torch.empty(rows, self.spec.dim)
-        logits = torch.empty(rows if last is None else 0, self.spec.vocab)
+        logits = torch.empty(rows if last is None else 0, self.spec.vocab) if space is None else space[:rows]
         with self._lock:
             rotary, kept = self._rotary(starts, counts)
             self.program.run(

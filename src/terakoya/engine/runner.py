@@ -27,7 +27,7 @@ from terakoya.ops.lower import Blocks, NotLowered, Weights
 from terakoya.ops.native import Memory_, Sequence_
 from terakoya.quant.linear import SWAPS, packed_layers
 from terakoya.quant.native import program_parameters
-from terakoya.zoo.convert import Loaded
+from terakoya.zoo.convert import Loaded, plain
 
 log = logging.getLogger("terakoya.engine")
 
@@ -76,13 +76,17 @@ class TorchRunner:
 
 
 class NativeRunner:
-    """The native program on the pages of the store. What a row becomes does not depend on the rows beside it."""
+    """The native program on the pages of the store. What a row becomes does not depend on the rows beside it.
+
+    The logits of a step stay as they are until the next one.
+    """
 
     def __init__(self, native: Native) -> None:
         self.native, self.spec, self.device = native, native.spec, torch.device("cpu")
         self.weights, self.threads = native.words, native.program.threads
         self.words = f"model by the native program ({native.program.isa})"
         self._bound: tuple[Store, object] | None = None
+        self._space = torch.empty(0)  # for logits: new memory would cost more than some steps
 
     def shapes(self) -> dict[int, Shape]:
         kind = torch.float16 if self.native.lowered.half else torch.float32
@@ -108,7 +112,9 @@ class NativeRunner:
         if not picks:
             self.native.run(tokens, sequences, np.empty(0, np.int32), self.native.lowered.head)
             return torch.empty(0, self.spec.vocab)
-        return self.native.run(tokens, sequences, np.array(picks, np.int32))[1]
+        if len(self._space) < len(picks):
+            self._space = torch.empty(len(picks), self.spec.vocab)
+        return self.native.run(tokens, sequences, np.array(picks, np.int32), space=self._space)[1]
 
     def _memory(self, store: Store) -> object:
         """Return where keys and values of every layer are in the store, for the library."""
@@ -142,7 +148,17 @@ def runner(
         raise found or TerakoyaError("weights", "can be made smaller for the native program only", given=weights)
     if found is not None:
         log.warning("PyTorch runs the model, not the native program: %s", found)
-    return TorchRunner(loaded.model, str(found) if found else "asked", kept)
+    return TorchRunner(_numbers(loaded), str(found) if found else "asked", kept)
+
+
+def described(found: NativeRunner | TorchRunner) -> str:
+    """Return in words where a model is computed, with which weights, and by whom."""
+    return f"device {found.device} · weights {found.weights} · threads {found.threads} · {found.words}"
+
+
+def _numbers(loaded: Loaded) -> Model:
+    """Return the model for PyTorch: blocks of a GGUF file become numbers once, not in every step."""
+    return plain(loaded).model if loaded.source is not None else loaded.model
 
 
 def lowered(loaded: Loaded, weights: Weights | None = None, threads: int | None = None) -> Native | TerakoyaError:
@@ -180,7 +196,7 @@ def fastest(loaded: Loaded, weights: Weights | None = None, threads: int | None 
     if weights in ("int8", "int4"):
         raise found
     log.warning("PyTorch runs the model, not the native program: %s", found)
-    return loaded.model
+    return _numbers(loaded)
 
 
 def _check_plain(model: Model) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from terakoya.errors import TerakoyaError
 
 FIRST = 256  # candidates that are usually enough; more are ordered only where these do not reach the mass asked for
+NEAR = 10.0  # e-folds below the best within which the mass asked for usually lies: fewer to order
 
 
 @dataclass(frozen=True)
@@ -113,18 +115,18 @@ def candidates(x: Tensor, sampling: Sampling) -> tuple[Tensor | None, Tensor]:
     if 0 < sampling.top_k < len(x):
         ids = (x >= x.topk(sampling.top_k).values[-1]).nonzero()[:, 0]
         x = x[ids]
-    return ids, _narrow(x.log_softmax(0), sampling)
+    return _narrow(ids, x.log_softmax(0), sampling)
 
 
-def _narrow(x: Tensor, sampling: Sampling) -> Tensor:
-    """Apply the truncations that look at probabilities: x (n,) normalised -> (n,) normalised."""
+def _narrow(ids: Tensor | None, x: Tensor, sampling: Sampling) -> tuple[Tensor | None, Tensor]:
+    """Apply the truncations that look at probabilities: x (n,) normalised -> fewer ids, (m,) normalised."""
     if sampling.top_p < 1:
-        x = _keep(x, top_p(x, sampling.top_p))
+        ids, x = _keep(ids, x, top_p(x, sampling.top_p))
     if sampling.min_p > 0:
-        x = _keep(x, x >= x.max() + math.log(sampling.min_p))
+        ids, x = _keep(ids, x, x >= x.max() + math.log(sampling.min_p))
     if sampling.typical < 1:
-        x = _keep(x, typical(x, sampling.typical))
-    return x
+        ids, x = _keep(ids, x, typical(x, sampling.typical))
+    return ids, x
 
 
 def penalise(logits: Tensor, history: History, sampling: Sampling, banned: Collection[int] = ()) -> Tensor:
@@ -164,6 +166,13 @@ def typical(x: Tensor, mass: float) -> Tensor:
 
 def _reach(score: Tensor, p: Tensor, mass: float) -> tuple[Tensor, int]:
     """By falling score, add up `p` until `mass` is reached: the last score taken, and how many were."""
+    near = (score >= score.max() - NEAR).nonzero()[:, 0]
+    if len(near) < len(score) // 8:
+        values, order = score[near].sort(descending=True)
+        reached = p[near[order]].cumsum(0, dtype=torch.float64)
+        if reached[-1] >= mass:
+            count = min(int((reached < mass).sum()) + 1, len(reached))
+            return values[count - 1], count
     size = FIRST
     while True:
         best = score.topk(min(size, len(score)))  # far cheaper than a sort, even of a quarter of them
@@ -174,8 +183,9 @@ def _reach(score: Tensor, p: Tensor, mass: float) -> tuple[Tensor, int]:
         size *= 8
 
 
-def _keep(x: Tensor, mark: Tensor) -> Tensor:
-    return x.masked_fill(~mark, -math.inf).log_softmax(0)
+def _keep(ids: Tensor | None, x: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
+    kept = mark.nonzero()[:, 0]
+    return kept if ids is None else ids[kept], x[kept].log_softmax(0)
 
 
 def _ids(ids: Sequence[int], like: Tensor) -> Tensor:
@@ -186,6 +196,17 @@ def uniform(seed: int, position: int, choice: int = 0) -> float:
     """Give the number in [0, 1) that belongs to a place: a hash, so no order and no neighbour matters."""
     key = b"".join(n.to_bytes(8, "little") for n in (seed, choice, position))
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 12) / 2**52
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep PyTorch to this thread: its others would go on spinning where the native program wants to work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

@@ -6,15 +6,16 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from terakoya.model import spec
 from terakoya.model.model import Model
 from terakoya.model.norm import Norm
-from terakoya.model.position import Relative
+from terakoya.model.position import Biases
 
 Role = Literal["embed", "head", "matrix", "out", "router", "norm", "bias", "scalar"]
 """What a parameter does: groups for optimisers, initialisation and parallel plans are all keyed by it."""
@@ -38,9 +39,18 @@ class Init:
     out: Literal["depth", "zero", "plain"] = "depth"  # depth: std / sqrt(2 * depth)
 
 
+class _Unset(TorchFunctionMode):
+    """Skip the values that layers start with: on the meta device they cost PyTorch two seconds of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
+
+
 def build(s: spec.Model, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
     """Build the module with unset values; `initialise` or load weights next."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unset():
         model = Model(s)
     model = model.to(dtype=dtype)
     if torch.device(device).type == "meta":
@@ -118,7 +128,7 @@ def initialise(model: Model, seed: int, init: Init = Init()) -> Model:
         owner = modules[name.rpartition(".")[0]]
         if kinds[name] == "norm" and isinstance(owner, Norm):
             p.fill_(1.0 - owner.offset if name.endswith("weight") else 0.0)
-        elif kinds[name] == "bias" or isinstance(owner, Relative):
+        elif kinds[name] == "bias" or isinstance(owner, Biases):
             p.zero_()
         else:
             std = _std(kinds[name], init, model.spec)

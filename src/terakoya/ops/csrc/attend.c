@@ -158,10 +158,10 @@ void tk_attend(prog *p, const tk_instruction *i, int32_t t) {
   my_part(p, t, p->rows, &a, &b);
   for (; a < b; a++) append(p, i, a);
   for (int32_t n = 0; n < p->step->sequences; n++) split |= spans_of(p->step->sequence + n) > 1;
-  meet(p);
+  meet(p, t);
   walk(p, i, t, 0);
   if (!split) return;
-  meet(p);
+  meet(p, t);
   walk(p, i, t, 1);
 }
 

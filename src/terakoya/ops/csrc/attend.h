@@ -5,6 +5,8 @@
 #include "kernels.h"
 #include "vec.h"
 
+enum { PAGES_AHEAD = 3 }; /* as far as memory is away while one page is worked on */
+
 /* Sixteen numbers of a memory of floats or halves. `next`: how far away those that are wanted soon are. */
 INLINE vf held(const int half, const void *p, int64_t at, int64_t next) {
   __builtin_prefetch((const char *)p + (at + next) * (half ? 2 : 4));
@@ -12,18 +14,27 @@ INLINE vf held(const int half, const void *p, int64_t at, int64_t next) {
 }
 INLINE int64_t page_of(const tk_look *a, int32_t block) { return a->pages[block]; }
 INLINE int64_t page_after(const tk_look *a, int32_t block) {
-  return a->pages[(block + 1) * TK_PAGE < a->to ? block + 1 : block];
+  int32_t last = (a->to - 1) / TK_PAGE;
+  return a->pages[block + PAGES_AHEAD < last ? block + PAGES_AHEAD : last];
 }
 
-INLINE void scores_of(const int N, const int half, const tk_look *a, int32_t block, float (*s)[SPAN], int32_t column) {
-  int64_t k = page_of(a, block) * a->key_page, next = page_after(a, block) * a->key_page - k;
-  vf sum[TILE];
-  for (int r = 0; r < N; r++) sum[r] = zero();
-  for (int32_t i = 0; i < a->key_width; i++) {
-    vf v = held(half, a->k, k + i * 16, next);
-    for (int r = 0; r < N; r++) sum[r] = muladd(v, all(a->q[r][i]), sum[r]);
+/* `M` blocks side by side: few queries alone would wait for their own sums. */
+INLINE void scores_of(const int N, const int M, const int half, const tk_look *a, int32_t block, float (*s)[SPAN],
+                      int32_t column) {
+  int64_t k[2], next[2];
+  vf sum[TILE][2];
+  for (int m = 0; m < M; m++) {
+    k[m] = page_of(a, block + m) * a->key_page;
+    next[m] = page_after(a, block + m) * a->key_page - k[m];
+    for (int r = 0; r < N; r++) sum[r][m] = zero();
   }
-  for (int r = 0; r < N; r++) store(s[r] + column, sum[r] * all(a->scale));
+  for (int32_t i = 0; i < a->key_width; i++)
+    for (int m = 0; m < M; m++) {
+      vf v = held(half, a->k, k[m] + i * 16, next[m]);
+      for (int r = 0; r < N; r++) sum[r][m] = muladd(v, all(a->q[r][i]), sum[r][m]);
+    }
+  for (int m = 0; m < M; m++)
+    for (int r = 0; r < N; r++) store(s[r] + column + 16 * m, sum[r][m] * all(a->scale));
 }
 
 INLINE vf rounded_bfloat(vf x) {
@@ -81,7 +92,10 @@ static void join(int32_t width, float *most_, float *weight, float *out, float m
 INLINE void attend_rows(const int N, const int half, tk_look *a) {
   float s[TILE][SPAN], top[TILE], sum[TILE], part[TILE][SPAN];
   int32_t count = a->to - a->from, padded = (count + 15) / 16 * 16;
-  for (int32_t i = 0; i < padded; i += 16) scores_of(N, half, a, (a->from + i) / 16, s, i);
+  int32_t first = 0;
+  if (N <= 4)
+    for (; first + 32 <= padded; first += 32) scores_of(N, 2, half, a, (a->from + first) / 16, s, first);
+  for (; first < padded; first += 16) scores_of(N, 1, half, a, (a->from + first) / 16, s, first);
   for (int r = 0; r < a->rows; r++) {
     vf m = all(-INFINITY), w = zero();
     for (int32_t i = 0; i < padded; i += 16) {

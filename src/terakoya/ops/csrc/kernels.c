@@ -137,7 +137,7 @@ static double read_all(const void *data, int64_t bytes) {
   const float *p = data;
   vf a = zero(), b = zero(), c = zero(), d = zero();
   for (int64_t i = 0; i + 64 <= bytes / 4; i += 64) {
-    __builtin_prefetch(p + i + AHEAD / 4);
+    for (int j = 0; j < 4; j++) __builtin_prefetch(p + i + AHEAD / 4 + 16 * j);
     a = a + load(p + i), b = b + load(p + i + 16), c = c + load(p + i + 32), d = d + load(p + i + 48);
   }
   return total(a + b + c + d);

@@ -59,12 +59,24 @@ static void block(prog *p, const tk_instruction *i, const void *weight, const fl
 }
 
 /* Three quarters of the blocks are each thread's own, one stretch of memory; the rest goes to who comes first. */
+static int32_t owned_of(const prog *p, int32_t blocks) { return p->threads > 1 ? blocks * 3 / 4 : blocks; }
+
+tk_range tk_linear_soon(const prog *p, const tk_instruction *i, int32_t t) {
+  enum { MOST = 256 << 10 }; /* bytes: it must stay in the second cache until it is read */
+  int64_t bytes = block_bytes(i->format, i->k);
+  int32_t a, b;
+  my_part(p, t, owned_of(p, (i->n + 15) / 16), &a, &b);
+  const char *first = (const char *)i->weight + a * bytes;
+  bytes *= b - a;
+  return (tk_range){first, first + (bytes < MOST ? bytes : MOST)};
+}
+
 void tk_linear(prog *p, const tk_instruction *i, int32_t t, atomic_int *next) {
   int32_t rows = rows_of(p, i->rows), blocks = (i->n + 15) / 16, a, b;
-  int32_t owned = p->threads > 1 ? blocks * 3 / 4 : blocks, step = most_of(1, (blocks - owned) / (p->threads * 2));
+  int32_t owned = owned_of(p, blocks), step = most_of(1, (blocks - owned) / (p->threads * 2));
   if (i->format != TK_F32) {
     quantise_rows(p, i, t, rows);
-    meet(p);
+    meet(p, t);
   }
   my_part(p, t, owned, &a, &b);
   for (; a < b; a++) block(p, i, i->weight, i->bias, a, rows, NULL, 1);
@@ -78,7 +90,7 @@ void tk_experts(prog *p, const tk_instruction *i, int32_t t, atomic_int *next) {
   int64_t bytes = tk_packed_bytes(i->format, i->n, i->k);
   if (i->format != TK_F32) {
     quantise_rows(p, i, t, p->rows * p->choices / per_source);
-    meet(p);
+    meet(p, t);
   }
   for (int32_t u; (u = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < blocks * p->experts;) {
     int32_t e = u / blocks, first = p->first[e], count = p->first[e + 1] - first;

@@ -39,7 +39,12 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-void tk_pool_meet(tk_pool *p) {
+/* A little of what is wanted soon, into the second cache. */
+static inline void fetch(tk_range *soon) {
+  for (int n = 0; n < 4 && soon->at < soon->end; n++, soon->at += 64) __builtin_prefetch(soon->at, 0, 2);
+}
+
+void tk_pool_meet(tk_pool *p, tk_range *soon) {
   unsigned at = atomic_load_explicit(&p->meeting, memory_order_relaxed);
   if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) == p->threads - 1) {
     atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
@@ -47,7 +52,8 @@ void tk_pool_meet(tk_pool *p) {
     return;
   }
   for (int n = 0; atomic_load_explicit(&p->meeting, memory_order_acquire) == at; n++) {
-    if (n < HOT) relax();
+    if (soon->at < soon->end) fetch(soon);
+    else if (n < HOT) relax();
     else sched_yield();
   }
 }
@@ -79,11 +85,12 @@ static void *worker(void *given) {
   struct tk_seat *seat = given;
   tk_pool *p = seat->pool;
   unsigned seen = 0;
+  tk_range nothing = {0};
   for (;;) {
     seen = next_job(p, seen);
     if (atomic_load(&p->quit)) return NULL;
     p->work(p->what, seat->number);
-    tk_pool_meet(p);
+    tk_pool_meet(p, &nothing);
   }
 }
 
@@ -101,7 +108,8 @@ void tk_pool_run(tk_pool *p, tk_work work, void *what) {
   p->what = what;
   if (p->threads > 1) announce(p);
   work(what, 0);
-  if (p->threads > 1) tk_pool_meet(p);
+  tk_range nothing = {0};
+  if (p->threads > 1) tk_pool_meet(p, &nothing);
 }
 
 int32_t tk_pool_threads(const tk_pool *p) { return p->threads; }

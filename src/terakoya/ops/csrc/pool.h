@@ -11,6 +11,8 @@ tk_pool *tk_pool_make(int32_t threads);
 void tk_pool_free(tk_pool *pool);
 int32_t tk_pool_threads(const tk_pool *pool);
 void tk_pool_run(tk_pool *pool, tk_work work, void *what);
+/* What a thread will want to read soon, and may bring nearer while it waits. */
+typedef struct { const char *at, *end; } tk_range;
 /* Wait until every thread is here; only inside `tk_pool_run`. */
-void tk_pool_meet(tk_pool *pool);
+void tk_pool_meet(tk_pool *pool, tk_range *soon);
 #endif

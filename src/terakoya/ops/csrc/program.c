@@ -82,12 +82,18 @@ tk_program *tk_make(const tk_instruction *code, int32_t length, const int32_t *w
   p->buffer = calloc((size_t)buffers, sizeof *p->buffer);
   p->next = calloc((size_t)length, sizeof *p->next);
   p->joined = calloc((size_t)length + 1, 1);
+  p->ahead = calloc((size_t)length + 1, sizeof *p->ahead);
   p->pool = tk_pool_make(p->threads);
-  if (!p->joined || !p->code || !p->buffer || !p->next || !p->pool || !p->kernels) {
+  if (!p->joined || !p->ahead || renew(&p->soon, sizeof *p->soon * (size_t)p->threads) || !p->code || !p->buffer || !p->next || !p->pool || !p->kernels) {
     tk_free(p);
     return NULL;
   }
   memcpy(p->code, code, sizeof *code * (size_t)length);
+  memset(p->soon, 0, sizeof *p->soon * (size_t)p->threads);
+  for (int32_t n = length, next = length; n-- > 0;) {
+    p->ahead[n] = next;
+    if (code[n].op == TK_LINEAR) next = n;
+  }
   for (int32_t b = 0; b < buffers; b++) p->buffer[b].width = widths[b];
   int32_t experts = 0;
   for (int32_t n = 0; n < length; n++) {
@@ -107,7 +113,7 @@ void tk_free(prog *p) {
   if (!p) return;
   tk_pool_free(p->pool);
   for (int32_t b = 2; p->buffer && b < p->buffers; b++) free(p->buffer[b].data);
-  free(p->code), free(p->buffer), free(p->next), free(p->joined), free(p->q), free(p->scale), free(p->sum), free(p->chosen);
+  free(p->code), free(p->buffer), free(p->next), free(p->joined), free(p->ahead), free(p->soon), free(p->q), free(p->scale), free(p->sum), free(p->chosen);
   free(p->first), free(p->member), free(p->share), free(p->partial), free(p->owner), free(p->position);
   free(p);
 }
@@ -266,7 +272,8 @@ static void run(void *given, int32_t t) {
       case TK_GLU: case TK_ACT: case TK_LOGITS: case TK_ADD: by_columns(p, i, t); break;
       default: by_rows(p, i, t);
     }
-    if (n + 1 < p->to && !p->joined[n + 1]) meet(p);
+    if (i->op == TK_LINEAR && p->ahead[n] < p->to) p->soon[t].range = tk_linear_soon(p, p->code + p->ahead[n], t);
+    if (n + 1 < p->to && !p->joined[n + 1]) meet(p, t);
   }
 }
 

@@ -17,6 +17,8 @@ struct tk_program {
   tk_pool *pool;
   atomic_int *next; /* by instruction: the first piece of work nobody has taken */
   int8_t *joined;   /* by instruction: each thread goes on from the one before with what it made itself, unmet */
+  int32_t *ahead;   /* by instruction: the next layer with weights, or the length of the program */
+  struct { _Alignas(64) tk_range range; } *soon; /* by thread: what it brings nearer while it waits for others */
   /* inputs in int8, for the widest quantised layer */
   int32_t groups;
   int8_t *q;
@@ -45,8 +47,8 @@ static inline int32_t rows_of(const prog *p, int32_t domain) {
 static inline float *at(const prog *p, int32_t buffer, int32_t row, int32_t column) {
   return p->buffer[buffer].data + (size_t)row * p->buffer[buffer].width + column;
 }
-static inline void meet(prog *p) {
-  if (p->threads > 1) tk_pool_meet(p->pool);
+static inline void meet(prog *p, int32_t t) {
+  if (p->threads > 1) tk_pool_meet(p->pool, &p->soon[t].range);
 }
 enum { WIDE = 256 }; /* columns of a piece where rows are cut */
 enum { TK_MET, TK_BY_ROWS, TK_BY_COLUMNS };
@@ -58,6 +60,8 @@ static inline void my_part(const prog *p, int32_t t, int32_t n, int32_t *a, int3
 }
 
 void tk_linear(prog *p, const tk_instruction *i, int32_t t, atomic_int *next);
+/* The beginning of what thread t will read of a layer's weights. */
+tk_range tk_linear_soon(const prog *p, const tk_instruction *i, int32_t t);
 void tk_experts(prog *p, const tk_instruction *i, int32_t t, atomic_int *next);
 void tk_route(prog *p, const tk_instruction *i, int32_t t);
 void tk_attend(prog *p, const tk_instruction *i, int32_t t);

@@ -72,7 +72,7 @@ void tk_route(prog *p, const tk_instruction *i, int32_t t) {
   int32_t a, b, all = p->rows * i->top;
   my_part(p, t, p->rows, &a, &b);
   for (; a < b; a++) route_row(p, i, a);
-  meet(p);
+  meet(p, t);
   if (t) return;
   p->experts = i->n;
   memset(p->first, 0, ((size_t)i->n + 1) * sizeof *p->first);
