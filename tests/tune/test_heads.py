@@ -338,9 +338,22 @@ def test_numbered_questions_are_read() -> None:
 def test_examples_of_one_text_stay_on_one_side(tmp_path: Path) -> None:
     found = [{"context": f"本{i // 4}は良い", "question": f"問{i}", "answers": ["良い"]} for i in range(40)]
     work = Headed(Extract(), Source(source=str(written(tmp_path, found)), holdout=0.3), Rows(4, 128), tokenizer(), 0)
-    sides = [{item.example.key for item in side} for side in (work.train, work.heldout)]
+    sides = [{item.example.shared for item in side} for side in (work.train, work.heldout)]
     assert not sides[0] & sides[1]
     assert np.isclose(len(sides[1]) / 10, 0.3)
+
+
+def test_pairs_that_share_a_text_stay_together(tmp_path: Path) -> None:
+    """Four captions of each of twenty images, in a ring: no caption may stand on both sides."""
+    found = []
+    for image in range(20):
+        words = [f"絵{image}の{i}" for i in range(4)]
+        pairs = zip(words, words[1:] + words[:1], strict=True)
+        found += [{"sentence1": a, "sentence2": b, "label": "xy"[i % 2]} for i, (a, b) in enumerate(pairs)]
+    work = Headed(Classify(), Source(source=str(written(tmp_path, found)), holdout=0.3), Rows(4, 128), tokenizer(), 0)
+    sides = [{t for item in side for t in item.example.texts} for side in (work.train, work.heldout)]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) == 6 * 4
 
 
 def test_stretches_are_characters(tmp_path: Path) -> None:

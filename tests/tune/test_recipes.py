@@ -20,11 +20,13 @@ EVERY = sorted((Path(__file__).parents[2] / "recipes").glob("tune-*.toml"))
 RECIPES = [p for p in EVERY if not is_chain(p)]  # those of stages: test_chain
 
 
-def rows_for(plan: Method) -> list[dict[str, Any]]:
+def rows_for(plan: Method, form: str) -> list[dict[str, Any]]:
     """A few rows of the kind that a method learns from."""
     if isinstance(plan, Grpo):
         tests = "assert one() == 1"
         return [{"question": f"{i}?", "answer": f"so\n#### {i}", "tests": tests} for i in range(12)]
+    if form == "text":
+        return [{"text": f"{i}は寺子屋。" * 9} for i in range(12)]
     return lessons() if isinstance(plan, Sft | Distil | Gkd) else judged()
 
 
@@ -35,9 +37,10 @@ def test_a_recipe_runs(path: Path, tmp_path: Path) -> None:
     plan = asked.method
     if isinstance(plan, Grpo) and any(isinstance(c, Tests) for c in plan.checks) and sandbox.missing():
         pytest.skip(f"no sandbox here: {sandbox.missing()}")
-    changes = [f"model={base}", "budget.steps=2", "rows.micro=1", "rows.count=2", "rows.context=128", "show.count=1", "show.tokens=4"]
+    small = "budget.steps=2 rows.micro=1 rows.count=2 rows.context=128 show.count=1 show.tokens=4"
+    changes = [f"model={base}", *small.split()]
     if asked.data.source.endswith(".jsonl"):
-        changes.append(f"data.source={jsonl(tmp_path / 'rows.jsonl', rows_for(plan))}")
+        changes.append(f"data.source={jsonl(tmp_path / 'rows.jsonl', rows_for(plan, asked.data.format))}")
     if isinstance(plan, Distil | Gkd):
         changes.append(f"method.teacher={base}")
     if isinstance(plan, Ppo):

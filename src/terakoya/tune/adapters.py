@@ -77,8 +77,13 @@ class Top:
             raise TerakoyaError("adapter.layers", given=self.layers, allowed="1 or more")
 
 
+@dataclass(frozen=True)
+class Table:
+    """Train the rows of tokens alone, those of a head of its own too: the first step after new tokens were added."""
+
+
 Added = Lora | Dora | IA3
-Adapter = Lora | Dora | IA3 | Bias | Top
+Adapter = Lora | Dora | IA3 | Bias | Top | Table
 
 
 class LowRank(nn.Module):
@@ -256,6 +261,9 @@ def prepare(model: Model, plan: Adapter | None, *, seed: int = 0) -> None:
                 p.requires_grad_(n.endswith("bias"))
             if not any(p.requires_grad for p in model.parameters()):
                 raise TerakoyaError("adapter", "this model has no biases to train", given="bias")
+        case Table():
+            for n, p in model.named_parameters():
+                p.requires_grad_(n.startswith(("embed.token.", "head.")))
         case Top(count):
             last = {f"layers.{i}" for i in range(max(0, len(model.layers) - count), len(model.layers))} | {"norm"}
             for n, p in model.named_parameters():
