@@ -56,7 +56,7 @@ from terakoya.train.objectives import (
 )
 from terakoya.train.objectives.rows import Rich
 from terakoya.train.objectives.signs import Signs
-from terakoya.train.optim import AdamW, Optimizer
+from terakoya.train.optim import AdamW, Muon, Optimizer
 from terakoya.train.recipe import Rows
 from terakoya.train.schedule import Cosine, factor
 from terakoya.train.step import step
@@ -145,7 +145,7 @@ def pretrained(name: str, g: Ground, args: argparse.Namespace) -> tuple[Model, T
     if isinstance(task, Taught):
         task.teach(pretrained("mlm", g, args)[0], g.tokenizer)
     model = initialise(task.joined(build(s)), seed, Init())
-    optimizer = Optimizer(model, AdamW(lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01))
+    optimizer = Optimizer(model, Muon() if args.optim == "muon" else AdamW(args.lr, (0.9, 0.98), weight_decay=0.01))
     loader = Loader(g.train, rows=ROWS.count, context=ROWS.context, seed=seed)
     spent, done, began = 0.0, 0, time.process_time()
     budget = args.gflops * 1e9
@@ -232,7 +232,7 @@ def one(name: str, g: Ground, args: argparse.Namespace) -> dict[str, Any]:
     plain = bare(model)
     row["parameters"] = weights(plain)
     state = {n: p.detach().clone() for n, p in plain.named_parameters()}
-    for how in ("probe", "tuned"):
+    for how in () if args.no_jnli else ("probe", "tuned"):
         again = build(replace(plain.spec))
         again.load_state_dict(state, strict=False)
         again.head.weight = again.embed.token.weight
@@ -249,7 +249,9 @@ def main() -> None:
     p.add_argument("--gflops", type=float, default=6000.0, help="of training, each (default 6000)")
     p.add_argument("--bytes", type=int, default=8_000_000, help="of training text (default 8,000,000)")
     p.add_argument("--vocab", type=int, default=4096)
-    p.add_argument("--lr", type=float, default=2e-3)
+    p.add_argument("--optim", choices=["muon", "adamw"], default="muon", help="of pretraining (default muon)")
+    p.add_argument("--lr", type=float, default=2e-3, help="of adamw (default 2e-3)")
+    p.add_argument("--no-jnli", action="store_true", help="leave JNLI out")
     p.add_argument("--epochs", type=int, default=3, help="of JNLI (default 3)")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
@@ -265,11 +267,12 @@ def main() -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     for row in rows:
-        shares = (f"{how} {row[how]['accuracy']:.3f} [{row[how]['accuracy_low']:.3f}, {row[how]['accuracy_high']:.3f}]"
-                  for how in ("probe", "tuned"))  # fmt: skip
         said = " ".join(f"{k}={v:.3f}" for k, v in row.get("heldout", {}).items())
         print(f"{row['objective']:11} {row.get('steps', 0):5} steps {row.get('cpu_seconds', 0):5.0f} s  {said}")
-        print(f"{'':11} JNLI {'  '.join(shares)}  majority {row['probe']['majority']:.3f}")
+        shares = [f"{how} {row[how]['accuracy']:.3f} [{row[how]['accuracy_low']:.3f}, {row[how]['accuracy_high']:.3f}]"
+                  for how in ("probe", "tuned") if how in row]  # fmt: skip
+        if shares:
+            print(f"{'':11} JNLI {'  '.join(shares)}  majority {row['probe']['majority']:.3f}")
 
 
 if __name__ == "__main__":

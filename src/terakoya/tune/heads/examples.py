@@ -38,10 +38,12 @@ class Example:
     answer: str | int | float | tuple[Stretch, ...] | None = None
     answers: tuple[str, ...] = ()
 
+    pair: bool = False  # both texts are of one kind, and may come again on either side
+
     @property
-    def key(self) -> str:
-        """What decides the side of a split: examples of one first text stay together."""
-        return self.texts[0]
+    def shared(self) -> tuple[str, ...]:
+        """What decides the side of a split: examples that share one of these texts stay together."""
+        return self.texts if self.pair else self.texts[:1]
 
 
 def examples(found: Iterable[tuple[str, Row]], kind: Kind) -> Iterator[Example]:
@@ -80,7 +82,7 @@ def _classify(place: str, row: Row) -> Example:
         label = _candidates(place, row)[_index(place, row)]
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise TerakoyaError(f"{place}: label", given=label, allowed="a text or a number, or choices and answer")
-    return Example(place, texts_of(place, row), str(label))
+    return Example(place, texts_of(place, row), str(label), pair=True)
 
 
 def _choose(place: str, row: Row) -> Example:
@@ -120,13 +122,13 @@ def _regress(place: str, row: Row) -> Example:
     value = row.get("score", row.get("label"))
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TerakoyaError(f"{place}: score", given=value, allowed="a number")
-    return Example(place, texts_of(place, row), float(value))
+    return Example(place, texts_of(place, row), float(value), pair=True)
 
 
 def _embed(place: str, row: Row) -> Example:
     if "positive" in row:
         more = (_text(place, row, "negative"),) if "negative" in row else ()
-        return Example(place, (*texts_of(place, row), *more))
+        return Example(place, (*texts_of(place, row), *more), pair=True)
     return _regress(place, row)
 
 

@@ -149,7 +149,28 @@ def sides(kind: Kind, data: Source, seed: int) -> tuple[list[Example], list[Exam
     learn = read(data.source)
     if data.heldout is not None:
         return learn, read(data.heldout)
-    return parted(learn, lambda x: x.key, data.holdout, seed)
+    roots = dict(zip(map(id, learn), tied(learn)))
+    return parted(learn, lambda x: roots[id(x)], data.holdout, seed)
+
+
+def tied(found: Sequence[Example]) -> list[str]:
+    """Name the group of each example: those that share a text, directly or through others, are one (Tarjan 1975).
+
+    JNLI pairs the captions of one image with each other: held out pair by pair, the same sentences stand on both sides,
+    and a model that only remembers them scores 0.77 where 0.58 is the majority.
+    """
+    parent: dict[str, str] = {}
+
+    def root(text: str) -> str:
+        while (up := parent.setdefault(text, text)) != text:
+            parent[text] = parent[up] = parent.setdefault(up, up)
+            text = parent[text]
+        return text
+
+    for example in found:
+        for text in example.shared[1:]:
+            parent[root(text)] = root(example.shared[0])
+    return [root(example.shared[0]) for example in found]
 
 
 def card_of(kind: Kind, learn: Sequence[Example]) -> Card:
