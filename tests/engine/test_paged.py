@@ -71,7 +71,7 @@ def kinds() -> dict[str, Model]:
     found["recurrent"] = recurrent(small.made(override(small.SPECS["rope"], {"vocab": VOCAB, "context": 128})), [0, 1])
     mixed = override(small.MIXED, {"vocab": VOCAB, "context": 128})
     found["hybrid"] = recurrent(small.made(mixed), [1])
-    for name in ("rwkv7", "hyena", "jamba", "recurrentgemma"):
+    for name in ("rwkv7", "hyena", "jamba"):
         found[name] = tiny(name)
     return found
 

@@ -7,6 +7,7 @@ A is a diagonal (D, N) or a matrix per channel (D, N, N), complex or real.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from terakoya.ops.sequences import Chunks, Sequences
@@ -32,9 +33,8 @@ def invariant(
     outof = _series([p if a.dim() == 2 else p.transpose(-1, -2) for p in powers], c, C)  # C A^i
     kernel = (into * c[:, None]).sum(-1).real  # (D, C)
     pieces = chunks.cut(u)  # (M, C, D)
-    lag = torch.arange(C, device=u.device)
-    lag = lag[:, None] - lag[None, :]
-    between = kernel[:, lag.clamp(min=0)].masked_fill(lag < 0, 0)  # (D, C, C)
+    rows = F.pad(kernel.flip(1), (0, C - 1)).unfold(1, C, 1)  # windows, for row i the one that ends in kernel[i] … 0
+    between = rows.flip(1)  # (D, C, C): kernel[i - j]
     inside = between @ pieces.permute(2, 1, 0)  # (D, C, M)
     ends = _right(chunks, pieces).permute(2, 0, 1).to(into.dtype) @ into.flip(1)  # (D, M, N)
     ends = ends.transpose(0, 1)
