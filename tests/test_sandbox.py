@@ -186,7 +186,7 @@ def test_every_limit_holds() -> None:
     assert ran("x = bytearray(1 << 30); print('ESCAPED')").output.rstrip().endswith("MemoryError")
     seen = ran("while True: pass")
     assert seen.code == -9
-    assert seen.seconds < 3
+    assert seen.seconds < 30  # of the clock; the limit is of CPU time
     seen = ran("import time; time.sleep(60)", Limits(wall=0.5))
     assert (seen.end, seen.code) == ("wall", -9)
     seen = ran("import os, time; os.close(1); os.close(2); time.sleep(60)", Limits(wall=0.5))
