@@ -205,4 +205,4 @@ def test_the_tree_starts_fast_and_without_torch() -> None:
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
     spent = [run.stdout.split() for run in runs]
     assert not list(chain(*(s[1:] for s in spent)))
-    assert min(float(s[0]) for s in spent) < 0.2
+    assert min(float(s[0]) for s in spent) < 0.6  # of CPU time, on a machine that may be busy
