@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATIENCE = 180.0  # seconds: a machine that does much else may be very slow, and only a wait that ends early is wrong
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-extensions",
     "--disable-component-update", "--no-first-run", "--mute-audio", "--hide-scrollbars", "--disable-dev-shm-usage",
@@ -47,7 +48,7 @@ class Page:
         message = {"id": self._number, "method": method, "params": more} | ({"sessionId": session} if session else {})
         os.write(self._writing, json.dumps(message).encode() + b"\0")
         while True:
-            got = self._next(60)
+            got = self._next(PATIENCE)
             if got.get("id") == self._number:
                 assert "error" not in got, got
                 return got["result"]
@@ -69,7 +70,7 @@ class Page:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
-    def until(self, script: str, seconds: float = 30) -> Any:
+    def until(self, script: str, seconds: float = PATIENCE) -> Any:
         """Wait for a true value."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):

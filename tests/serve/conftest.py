@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +18,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 import httpx
 
+from terakoya.engine.engine import Engine
 from terakoya.serve.server import Server, server
 from terakoya.serve.settings import Limits, Settings
 from terakoya.serve.shelf import Shelf
@@ -46,7 +47,7 @@ class Running:
     def shelf(self) -> Shelf:
         return self.server.house.shelf
 
-    def idle(self, seconds: float = 5.0) -> None:
+    def idle(self, seconds: float = 60.0) -> None:
         """Wait until nothing runs and nothing is held."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -56,6 +57,25 @@ class Running:
                 return
             time.sleep(0.01)
         raise AssertionError("something still runs")
+
+
+def wait(until: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for something to come true; the limit is generous, because machines are slow at times."""
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.005)
+
+
+def slow(engine: Engine, seconds: float = 0.002) -> None:
+    """Make every step last at least so long: tests that come in between must not depend on who is faster."""
+    whole = engine._compute
+
+    def later(parts, ids, picks):
+        time.sleep(seconds)
+        return whole(parts, ids, picks)
+
+    engine._compute = later
 
 
 @contextmanager
@@ -68,12 +88,12 @@ def listening(shelf: Shelf, **settings) -> Iterator[Running]:
     while not (made.started and made.house.ready) and time.monotonic() < end:
         time.sleep(0.01)
     assert made.house.ready
-    with httpx.Client(base_url=made.address, timeout=30) as http:
+    with httpx.Client(base_url=made.address, timeout=120) as http:
         try:
             yield Running(made, made.address, http, thread)
         finally:
             made.should_exit = True
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
 
 

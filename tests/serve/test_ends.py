@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from terakoya.serve.settings import Limits
 from terakoya.serve.shelf import Shelf
-from tests.serve.conftest import Running, listening, tiny_loaded
+from tests.serve.conftest import Running, listening, slow, tiny_loaded, wait
 
 CHAT = "/v1/chat/completions"
 LONG = {"messages": [{"role": "user", "content": "長い話"}], "max_tokens": 4000, "ignore_eos": True, "temperature": 0}
@@ -29,21 +27,16 @@ def roomy() -> Iterator[Running]:
     """A model with a context that takes a while to fill, and a short queue."""
     shelf = Shelf({"tiny": lambda: tiny_loaded(context=4096)}, Limits(running=2, waiting=3))
     with listening(shelf) as found:
+        slow(found.shelf.open["tiny"].engine)
         yield found
-
-
-def wait(until, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_client_that_leaves_a_stream(roomy: Running) -> None:
     with roomy.http.stream("POST", CHAT, json=LONG | {"stream": True}) as reply:
-        next(reply.iter_raw())
+        pieces = reply.iter_raw()
+        next(pieces)
         assert roomy.shelf.open["tiny"].users == 1
-    roomy.idle(1.0)
+    roomy.idle()
 
 
 def test_a_client_that_leaves_before_the_answer(roomy: Running) -> None:
@@ -54,7 +47,7 @@ def test_a_client_that_leaves_before_the_answer(roomy: Running) -> None:
     ):
         with pytest.raises(httpx.ReadTimeout):
             roomy.http.post(path, json=body, timeout=0.3)
-        roomy.idle(1.0)
+        roomy.idle()
         assert not scheduler.running
     assert roomy.post(CHAT, LONG | {"max_tokens": 2}).status_code == 200
 
@@ -65,7 +58,7 @@ def test_a_full_queue(roomy: Running) -> None:
     threads = [
         threading.Thread(
             target=lambda: done.append(
-                httpx.post(roomy.url + CHAT, json=LONG | {"max_tokens": 400}, timeout=60).status_code
+                httpx.post(roomy.url + CHAT, json=LONG | {"max_tokens": 400}, timeout=200).status_code
             )
         )
         for _ in range(5)
@@ -79,47 +72,11 @@ def test_a_full_queue(roomy: Running) -> None:
     assert reply.status_code == 429
     assert int(reply.headers["retry-after"]) >= 1
     assert reply.json()["error"]["type"] == "rate_limit_error"
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5  # at once, not after the others
     for thread in threads:
         thread.join()
     assert done == [200] * 5
     assert roomy.post(CHAT, {"messages": LONG["messages"], "n": 8, "max_tokens": 2}).status_code == 429
-
-
-def test_many_clients_of_which_some_leave(running: Running) -> None:
-    """Whoever stays gets the same answer as alone."""
-    bodies = [
-        {
-            "messages": [{"role": "user", "content": f"話{i % 7}"}],
-            "max_tokens": 12,
-            "seed": i % 7,
-            "stream": bool(i % 2),
-        }
-        for i in range(60)
-    ]
-
-    def text(reply: httpx.Response) -> str:
-        if "event-stream" not in reply.headers["content-type"]:
-            return reply.json()["choices"][0]["message"]["content"]
-        events = [e[6:] for e in reply.text.split("\n\n") if e and e != "data: [DONE]"]
-        assert reply.text.endswith("data: [DONE]\n\n")
-        return "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events)
-
-    with ThreadPoolExecutor(5) as pool:
-        alone = {i: text(running.post(CHAT, bodies[i])) for i in range(7)}
-
-        def ask(i: int) -> str | None:
-            leave = random.Random(i).random() < 0.3
-            try:
-                return text(httpx.post(running.url + CHAT, json=bodies[i], timeout=0.01 if leave else 60))
-            except httpx.TimeoutException:
-                assert leave
-                return None
-
-        for i, got in enumerate(pool.map(ask, range(60))):
-            assert got is None or got == alone[i % 7]
-    running.idle()
-    assert running.post(CHAT, bodies[0]).elapsed.total_seconds() < 1
 
 
 def test_a_reader_that_takes_nothing() -> None:
@@ -127,8 +84,9 @@ def test_a_reader_that_takes_nothing() -> None:
     shelf = Shelf({"tiny": lambda: tiny_loaded(context=4096)}, Limits(write_seconds=0.3))
     body = LONG | {"stream": True, "max_tokens": 3900, "n": 8, "logprobs": True, "top_logprobs": 20}
     with listening(shelf) as running, running.http.stream("POST", CHAT, json=body) as reply:
-        next(reply.iter_raw())
-        wait(lambda: running.shelf.open["tiny"].users == 0, 20)
+        pieces = reply.iter_raw()  # kept: else the connection ends
+        next(pieces)
+        wait(lambda: running.shelf.open["tiny"].users == 0)
 
 
 def test_a_step_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +115,7 @@ def test_a_step_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_answer_that_takes_too_long() -> None:
     with listening(Shelf({"tiny": lambda: tiny_loaded(context=4096)}, Limits(seconds=0.2))) as running:
+        slow(running.shelf.open["tiny"].engine)
         assert running.post(CHAT, LONG).status_code == 504
         assert '"code":"deadline"' in running.post(CHAT, LONG | {"stream": True}).text
 
@@ -175,7 +134,7 @@ def test_models_are_opened_when_asked_for_and_closed_when_idle() -> None:
             assert running.post("/v1/completions", body | {"model": name}).status_code == 200
             assert len(shelf.open) <= 2
         assert opened == ["a", "b", "c", "a"]
-        wait(lambda: not shelf.open, 3)
+        wait(lambda: not shelf.open)
         assert running.post("/v1/completions", body).status_code == 200
 
 
@@ -192,11 +151,14 @@ def test_a_model_that_cannot_be_opened() -> None:
 
 
 CHILD = """
-import sys
+import sys, time
+from terakoya.engine.engine import Engine
 from tests.serve.conftest import tiny_loaded
 from terakoya.serve.server import server
 from terakoya.serve.settings import Limits, Settings
 from terakoya.serve.shelf import Shelf
+step = Engine._compute
+Engine._compute = lambda *given: time.sleep(0.002) or step(*given)
 made = server(Shelf({"tiny": lambda: tiny_loaded(context=4096)}, Limits()), Settings(port=0, grace=float(sys.argv[1])))
 made.announce = lambda: print(made.address, flush=True)
 made.run()
@@ -211,9 +173,9 @@ def test_a_signal_lets_answers_finish(grace: float, tokens: int, reason: str) ->
         assert child.stdout is not None
         url = child.stdout.readline().strip()
         try:
-            wait(lambda: httpx.get(url + "/ready").status_code == 200, 20)
+            wait(lambda: httpx.get(url + "/ready").status_code == 200, 120)
             with httpx.stream(
-                "POST", url + CHAT, json=LONG | {"max_tokens": tokens, "stream": True}, timeout=30
+                "POST", url + CHAT, json=LONG | {"max_tokens": tokens, "stream": True}, timeout=200
             ) as reply:
                 events = reply.iter_text()
                 text = next(events)
@@ -226,7 +188,7 @@ def test_a_signal_lets_answers_finish(grace: float, tokens: int, reason: str) ->
                 if reason == "length"
                 else last["error"]["code"] == "aborted"
             )
-            assert child.wait(10) == 0
+            assert child.wait(60) == 0
             with pytest.raises(httpx.TransportError):
                 httpx.get(url + "/health")
         finally:

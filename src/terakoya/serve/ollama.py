@@ -5,19 +5,21 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from terakoya import __version__
 from terakoya.serve import asking, chat, completions
+from terakoya.serve.embeddings import some, vectors
 from terakoya.serve.fields import ChatRequest, CompletionRequest, Strict, Tool
 from terakoya.serve.house import House
-from terakoya.serve.job import Job, broken
+from terakoya.serve.job import Job, broken, unless_gone
 from terakoya.serve.live import LINES, Live, line
 from terakoya.serve.openai import answer, talked
 from terakoya.serve.problem import Problem
@@ -65,13 +67,41 @@ class Message(Strict):
     images: list[str] | None = Field(None, max_length=0)
 
 
-class Asked(Strict):
+class Kept(Strict):
     model: str = Field(max_length=200)
+    keep_alive: float | str | None = None
+
+
+class Asked(Kept):
     options: Options | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
     stream: bool | None = None
-    keep_alive: float | str | None = None
     think: bool | None = None
+
+
+class Context(Strict):
+    num_ctx: int | None = Field(None, ge=1)
+
+
+class Embed(Kept):
+    """POST /api/embed"""
+
+    input: str | list[str]
+    truncate: bool | None = Field(None, description="true: of a text that is too long, the end is left out")
+    dimensions: int | None = Field(None, ge=1)
+    options: Context | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _some(cls, given: str | list[str]) -> str | list[str]:
+        return some(given)
+
+
+class OldEmbed(Kept):
+    """POST /api/embeddings"""
+
+    prompt: str
+    options: Context | None = None
 
 
 class OllamaChat(Asked):
@@ -124,10 +154,23 @@ def routes(house: House) -> APIRouter:
         return await _talk(house, body, [*rows, {"role": "user", "content": body.prompt}], None, http, _response)
 
     @router.post("/api/embed")
+    async def embed(body: Embed, http: Request) -> Response:
+        """Turn texts into vectors of length one."""
+        begun = time.perf_counter()
+        await _settle(house, body)
+        name = house.shelf.known(body.model)
+        work = vectors(house, name, body.input, "mean", body.dimensions, cut=bool(body.truncate))
+        found = await unless_gone(work, http.receive)
+        took = round((time.perf_counter() - begun) * 1e9)
+        told = {"total_duration": took, "load_duration": 0, "prompt_eval_count": found.tokens}
+        return answer({"model": body.model, "embeddings": found.rows.tolist(), **told})
+
     @router.post("/api/embeddings")
-    async def embed() -> Response:
-        """Refused: no model that is served here makes embeddings."""
-        raise Problem(400, "no model here makes embeddings: they continue texts", param="model")
+    async def embeddings(body: OldEmbed, http: Request) -> Response:
+        """Turn one text into a vector; the older form."""
+        await _settle(house, body)
+        work = vectors(house, house.shelf.known(body.model), body.prompt, "mean", None)
+        return answer({"embedding": (await unless_gone(work, http.receive)).rows[0].tolist()})
 
     @router.get("/api/tags")
     async def tags() -> Response:
@@ -152,7 +195,7 @@ def routes(house: House) -> APIRouter:
     return router
 
 
-async def _settle(house: House, body: Asked) -> Served:
+async def _settle(house: House, body: Asked | Embed | OldEmbed) -> Served:
     """Open the model; take note of how long it is to stay open."""
     lease = await house.shelf.lease(body.model)
     lease.close()
@@ -163,7 +206,7 @@ async def _settle(house: House, body: Asked) -> Served:
     if most is not None and most > served.engine.context:
         message = f"options.num_ctx: {most} is more than the {served.engine.context} tokens there are"
         raise Problem(400, message, param="options.num_ctx")
-    if body.think and not any(r.kind == "reasoning" for r in served.regions):
+    if isinstance(body, Asked) and body.think and not any(r.kind == "reasoning" for r in served.regions):
         raise Problem(400, f"think: {served.name} does not think aloud", param="think")
     return served
 
@@ -356,5 +399,5 @@ def _shown(served: Served) -> dict[str, Any]:
             "general.parameter_count": sum(p.numel() for p in served.loaded.model.parameters()),
             f"{served.loaded.family}.context_length": served.engine.context,
         },
-        "capabilities": ["completion", *tools, *thinking],
+        "capabilities": ["completion", "embedding", *tools, *thinking],
     }

@@ -16,7 +16,6 @@ from terakoya.serve.fields import ChatRequest, CompletionRequest
 from terakoya.serve.house import House
 from terakoya.serve.job import Job, unless_gone
 from terakoya.serve.live import Live, packed
-from terakoya.serve.problem import Problem
 from terakoya.serve.shelf import Served
 from terakoya.serve.tokens import prompt_logprobs
 
@@ -55,11 +54,6 @@ def routes(house: House) -> APIRouter:
     async def text_completions(body: CompletionRequest, http: Request) -> Response:
         """Continue a text, or several."""
         return await _completions(house, body, http)
-
-    @router.post("/v1/embeddings")
-    async def embeddings() -> Response:
-        """Refused: no model that is served here makes embeddings."""
-        raise Problem(400, "no model here makes embeddings: they continue texts", param="model", code="unsupported")
 
     return router
 
@@ -122,7 +116,7 @@ async def _echo(job: Job, body: CompletionRequest, prompts: list[tuple[int, ...]
 
 def _model(house: House, name: str) -> dict[str, Any]:
     served = house.shelf.open.get(name)
-    more: dict[str, Any] = {"loaded": served is not None}
+    more: dict[str, Any] = {"loaded": served is not None, "parent": house.shelf.base(name)}
     if served is not None:
         more |= {"max_model_len": served.engine.context, "chat": served.chats, "template": served.tokenizer.template}
     return {"id": name, "object": "model", "created": house.shelf.created, "owned_by": "terakoya", **more}

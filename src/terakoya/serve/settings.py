@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from terakoya.errors import TerakoyaError
 
@@ -41,6 +42,7 @@ class Settings:
     origins: tuple[str, ...] = ()
     insecure: bool = False
     grace: float = 30.0  # seconds to finish after SIGTERM
+    adapters: Path | None = None  # a folder that adapters may be loaded from over the network
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class Settings:
                 "--host", "opens the server to others, and no key is set", given=self.host,
                 hint="give --api-key-file FILE, or --insecure if you mean it",
             )  # fmt: skip
+        if self.adapters is not None and not self.keys:
+            raise TerakoyaError("--adapters", "lets clients load models", hint="give --api-key-file FILE")
         for key in self.keys:
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
                 raise TerakoyaError("API key", "must be 8 or more ASCII characters without spaces")

@@ -1,39 +1,69 @@
-"""The models that can be asked for: opened when somebody asks, put away when nobody has for a while."""
+"""The models that can be asked for: opened when somebody asks, put away when nobody has for a while or memory is short.
+
+An adapter is a model of its own name: its base with the adapter folded in. Layers it leaves alone are the base's own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from terakoya.engine.engine import Engine
 from terakoya.engine.regions import Region, regions_of
 from terakoya.engine.template import Jinja
 from terakoya.errors import TerakoyaError
+from terakoya.serve import memory
 from terakoya.serve.forms import Forms
 from terakoya.serve.problem import Problem
 from terakoya.serve.settings import Limits
 from terakoya.tokenizer import Tokenizer
+from terakoya.tune import merge, peft
 from terakoya.zoo.convert import Loaded
 
 log = logging.getLogger("terakoya.serve")
+RESERVE = 0.05  # of all memory: where less is free, models that nobody uses are closed
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as `peft` saves it, and the name of the model that it belongs on."""
+
+    base: str
+    folder: Path
+
+    def on(self, base: Loaded) -> Loaded:
+        """Return the base with the adapter folded in; tensors that it does not touch are shared."""
+        model = merge.merged(base.model)  # other modules, the same tensors: the base stays as it is
+        peft.load(model, base.family, self.folder, name="served")
+        return Loaded(merge.merged(model), base.tokenizer, base.family, base.config)
 
 
 class Served:
-    """An open model with its engine, and how many are using it."""
+    """An open model with its engine, and how many are using it. `base` is held while an adapter on it is open."""
 
-    def __init__(self, name: str, loaded: Loaded, engine: Engine) -> None:
+    def __init__(self, name: str, loaded: Loaded, engine: Engine, base: Lease | None = None) -> None:
         if loaded.tokenizer is None:
             raise TerakoyaError(name, "has no tokenizer beside it", allowed="a folder with tokenizer.json")
-        self.name, self.loaded, self.engine = name, loaded, engine
+        self.name, self.loaded, self.engine, self.base = name, loaded, engine, base
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.forms = Forms(loaded.tokenizer)
+        self.reading = asyncio.Lock()  # texts that become vectors are read one step at a time, beside the engine's
         self.users = 0
         self.used = time.monotonic()
         self.stay: float | None = None  # seconds to stay open when idle, where a client said so
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether an answer must not depend on what else is read at the time."""
+        return self.engine.scheduler.unit is not None
 
     @property
     def chats(self) -> bool:
@@ -69,42 +99,73 @@ class Lease:
 
 
 class Shelf:
-    """Models by name. `openers` open them, in a thread; `most` may be open, idle ones are closed after `idle` s."""
+    """Models by name. `openers` open them, in a thread; `most` may be open, idle ones are closed after `idle` s.
+
+    Adapters do not count among `most`: they live on a model that does. `room` tells (bytes free, bytes in all).
+    """
 
     def __init__(
         self,
         openers: dict[str, Callable[[], Loaded]],
         limits: Limits,
         *,
+        adapters: Mapping[str, Adapter] | None = None,
         most: int = 0,
         idle: float = 0.0,
         deterministic: bool = False,
         memory_bytes: int | None = None,
+        room: Callable[[], tuple[int, int]] = memory.available,
     ) -> None:
         self.openers, self.limits, self.most, self.idle = openers, limits, most or len(openers), idle
-        self.deterministic, self.memory_bytes = deterministic, memory_bytes
+        self.deterministic, self.memory_bytes, self.room = deterministic, memory_bytes, room
+        self.adapters: dict[str, Adapter] = {}
         self.open: dict[str, Served] = {}
         self.created = int(time.time())
         self.failed: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
+        for name, adapter in (adapters or {}).items():
+            self.add(name, adapter)
 
     @property
     def names(self) -> list[str]:
         """All names, the first being the one that is meant where none is given."""
-        return list(self.openers)
+        return [*self.openers, *self.adapters]
+
+    def base(self, name: str) -> str | None:
+        """Return which model an adapter is for; None for what is no adapter."""
+        return self.adapters[name].base if name in self.adapters else None
 
     def known(self, name: str | None) -> str:
         """Return the name of a model; Problem 404 for one that is not here."""
         if name is None:
             return self.names[0]
-        found = name if name in self.openers else name.removesuffix(":latest")
-        if found not in self.openers:
-            here = ", ".join(self.names)
+        names = self.names
+        found = name if name in names else name.removesuffix(":latest")
+        if found not in names:
+            here = ", ".join(names[:20])
             raise Problem(
                 404, f"there is no model {name[:100]!r} here; there is {here}", param="model", code="model_not_found"
             )
         return found
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Take an adapter in, to be opened when somebody asks for it."""
+        if name in self.names:
+            raise TerakoyaError("adapter", "has a name that is taken", given=name)
+        if adapter.base not in self.openers:
+            raise TerakoyaError("adapter", "is for a model that is not here", given=adapter.base, allowed=self.openers)
+        self.adapters[name] = adapter
+
+    async def drop(self, name: str) -> None:
+        """Forget an adapter, and close it; Problem 409 where it is in use."""
+        async with self._lock:
+            served = self.open.get(name)
+            if served is not None and served.users:
+                raise Problem(409, f"{name!r} is in use; try again later", param="lora_name", retry=5)
+            if served is not None:
+                await self._close(served)
+            del self.adapters[name]
 
     async def lease(self, name: str | None) -> Lease:
         """Return a model to use, opening it where it is not; Problem 503 where there is no room for one more."""
@@ -117,15 +178,38 @@ class Shelf:
                 )
             return Lease(served)
         async with self._lock:
-            if name not in self.open:
-                await self._room()
-                self.open[name] = await asyncio.to_thread(self._load, name)
-            return Lease(self.open[name])
+            return await self._lease(name)
 
-    def _load(self, name: str) -> Served:
+    async def _lease(self, name: str) -> Lease:
+        if name not in self.open:
+            base = await self._lease(self.adapters[name].base) if name in self.adapters else None
+            try:
+                if base is None:
+                    await self._make_room()
+                self.open[name] = await self._opened(name, base)
+            except BaseException:
+                if base is not None:
+                    base.close()
+                raise
+        return Lease(self.open[name])
+
+    async def _opened(self, name: str, base: Lease | None) -> Served:
+        """Open in a thread; where memory does not suffice, close whoever is idle and try once more."""
+        try:
+            return await asyncio.to_thread(self._load, name, base)
+        except MemoryError:
+            while await self._close_one():
+                pass
+        try:
+            return await asyncio.to_thread(self._load, name, base)
+        except MemoryError:
+            log.error("%s cannot be opened: there is not enough memory", name)
+            raise Problem(503, f"there is no memory for the model {name!r} now", param="model", retry=5) from None
+
+    def _load(self, name: str, base: Lease | None) -> Served:
         begun = time.monotonic()
         try:
-            loaded = self.openers[name]()
+            loaded = self.openers[name]() if base is None else self.adapters[name].on(base.served.loaded)
             engine = Engine(
                 loaded,
                 max_running=self.limits.running,
@@ -134,6 +218,10 @@ class Shelf:
                 deterministic=self.deterministic,
                 memory_bytes=self.memory_bytes,
             )
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # PyTorch's way to say it
+                raise MemoryError from None
+            raise
         except TerakoyaError as error:
             self.failed[name] = str(error)
             log.error("%s cannot be opened: %s", name, error)
@@ -142,19 +230,33 @@ class Shelf:
             ) from error
         self.failed.pop(name, None)
         log.info("%s: open after %.1f s · %s", name, time.monotonic() - begun, engine.describe())
-        return Served(name, loaded, engine)
+        return Served(name, loaded, engine, base)
 
-    async def _room(self) -> None:
-        """Close whoever has been idle longest, until one more may be open."""
-        while len(self.open) >= self.most:
-            idle = [s for s in self.open.values() if not s.users]
-            if not idle:
+    async def _make_room(self) -> None:
+        """Close whoever has been idle longest, until one more may be open and memory is not short."""
+        while sum(s.base is None for s in self.open.values()) >= self.most:
+            if not await self._close_one():
                 raise Problem(503, f"{self.most} models are in use, which is all there is room for", retry=5)
+        while self._short and await self._close_one():
+            pass
+
+    @property
+    def _short(self) -> bool:
+        free, total = self.room()
+        return free < total * RESERVE
+
+    async def _close_one(self) -> bool:
+        """Close the model that has been idle longest; False where all are in use."""
+        idle = [s for s in self.open.values() if not s.users]
+        if idle:
             await self._close(min(idle, key=lambda s: s.used))
+        return bool(idle)
 
     async def _close(self, served: Served) -> None:
         del self.open[served.name]
         await asyncio.to_thread(served.engine.close)
+        if served.base is not None:
+            served.base.close()
         log.info("%s: closed", served.name)
 
     def start(self) -> None:
@@ -170,17 +272,19 @@ class Shelf:
                     stay = served.stay if served.stay is not None else self.idle or float("inf")
                     if not served.users and now - served.used >= stay:
                         await self._close(served)
+                if len(self.open) > 1 and self._short and await self._close_one():
+                    log.warning("memory is short: less than %.0f %% is free", RESERVE * 100)
 
     def abort(self) -> None:
         """End everything that runs, now; the answers end with "abort"."""
-        for served in self.open.values():
+        for served in list(self.open.values()):
             served.engine.close()
 
     async def close(self) -> None:
         """Close all."""
         if self._keeper is not None:
             self._keeper.cancel()
-        for served in list(self.open.values()):
+        for served in sorted(self.open.values(), key=lambda s: s.base is None):  # adapters first
             await self._close(served)
 
 
@@ -205,3 +309,21 @@ def named(models: Sequence[str], open_: Callable[[str], Loaded]) -> dict[str, Ca
 
 def _opener(place: str, open_: Callable[[str], Loaded]) -> Callable[[], Loaded]:
     return lambda: open_(place)
+
+
+def worn(given: Sequence[str], models: Sequence[str]) -> dict[str, Adapter]:
+    """Read `NAME=FOLDER` or `NAME=FOLDER@MODEL` -> adapters by name; without a model, for the first."""
+    found: dict[str, Adapter] = {}
+    for one in given:
+        name, equals, place = one.partition("=")
+        folder, at, base = place.rpartition("@") if not Path(place).exists() else (place, "", "")
+        if not equals or not re.fullmatch(r"[\w.-]{1,100}", name):
+            raise TerakoyaError("--adapter", given=one, allowed="NAME=FOLDER or NAME=FOLDER@MODEL")
+        if at and base not in models:
+            raise TerakoyaError("--adapter", "is for a model that is not served", given=base, allowed=models)
+        if not (Path(folder) / peft.CONFIG).is_file():
+            raise TerakoyaError("--adapter", f"is no folder with {peft.CONFIG}", given=folder or place)
+        if name in found or name in models:
+            raise TerakoyaError("--adapter", "has a name that is taken", given=name)
+        found[name] = Adapter(base or models[0], Path(folder))
+    return found

@@ -1,0 +1,95 @@
+"""Which models are open: room by number and by memory, idleness, failures."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from terakoya.serve.memory import available
+from terakoya.serve.settings import Limits
+from terakoya.serve.shelf import Shelf
+from tests.serve.conftest import Running, listening, slow, tiny_loaded, wait
+
+ASK = {"prompt": "x", "max_tokens": 1}
+
+
+def ask(running: Running, name: str) -> int:
+    return running.post("/v1/completions", ASK | {"model": name}).status_code
+
+
+def test_short_memory_closes_who_is_idle() -> None:
+    """With little free, only what is used stays, and the last one in any case; with room again, all may be open."""
+    free = [50]
+    shelf = Shelf(dict.fromkeys("abc", tiny_loaded), Limits(), room=lambda: (free[0], 100))
+    with listening(shelf) as running:
+        assert [ask(running, name) for name in "abc"] == [200] * 3
+        assert sorted(shelf.open) == ["a", "b", "c"]
+        model = weakref.ref(shelf.open["a"].loaded.model)
+        free[0] = 1
+        wait(lambda: len(shelf.open) == 1)
+        gc.collect()
+        assert model() is None
+        assert ask(running, "a") == 200  # room is made for it
+        assert list(shelf.open) == ["a"]
+        free[0] = 50
+        assert ask(running, "b") == 200
+        assert sorted(shelf.open) == ["a", "b"]
+
+
+def test_an_opening_that_finds_no_memory_is_tried_again_with_more() -> None:
+    shelf = Shelf({"a": tiny_loaded, "big": lambda: tiny_loaded(1)}, Limits())
+
+    def big():
+        if shelf.open:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return tiny_loaded(1)
+
+    def huge():
+        raise MemoryError
+
+    shelf.openers |= {"big": big, "huge": huge}
+    shelf.most = 3
+    with listening(shelf) as running:
+        assert ask(running, "big") == 200
+        assert list(shelf.open) == ["big"]
+        assert ask(running, "huge") == 503
+        assert ask(running, "a") == 200
+
+
+def test_memory_is_read_off_the_system(tmp_path: Path) -> None:
+    free, total = available()
+    assert 0 < free <= total
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 400 kB\n", encoding="utf-8")
+    assert available(info, tmp_path) == (400 * 1024, 1000 * 1024)
+    for name, text in (("max", "500000\n"), ("current", "450000\n"), ("stat", "anon 1\ninactive_file 1000\n")):
+        (tmp_path / f"memory.{name}").write_text(text, encoding="utf-8")
+    assert available(info, tmp_path) == (51_000, 500_000)
+    (tmp_path / "memory.max").write_text("max\n", encoding="utf-8")
+    assert available(info, tmp_path) == (400 * 1024, 1000 * 1024)
+
+
+def test_a_model_in_use_is_not_closed() -> None:
+    shelf = Shelf({"a": lambda: tiny_loaded(context=4096), "b": tiny_loaded}, Limits(), most=1)
+    long = {"model": "a", "prompt": "x", "max_tokens": 3000, "ignore_eos": True, "stream": True}
+    with listening(shelf) as running:
+        slow(running.shelf.open["a"].engine)
+        with running.http.stream("POST", "/v1/completions", json=long) as reply:
+            pieces = reply.iter_raw()  # kept: the connection ends with the last reference to it
+            next(pieces)
+            full = running.post("/v1/completions", ASK | {"model": "b"})
+            assert (full.status_code, full.headers["retry-after"]) == (503, "5")
+        running.idle()
+        assert ask(running, "b") == 200
+        assert list(shelf.open) == ["b"]
+
+
+@pytest.mark.parametrize("stay", ["0", 0, "1ms"])
+def test_a_client_of_ollama_says_how_long(stay: object) -> None:
+    shelf = Shelf({"tiny": tiny_loaded}, Limits(), idle=600)
+    with listening(shelf) as running:
+        assert running.post("/api/generate", {"model": "tiny", "prompt": "x", "keep_alive": stay}).status_code == 200
+        wait(lambda: not shelf.open)
