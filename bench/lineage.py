@@ -122,7 +122,7 @@ class Bench:
             model, spent = self.learn(name, s, steps)
             row |= {"seconds": spent, "seconds_steps": steps}
             row |= {"seconds_bits_per_byte": loop.evaluate(model, self.heldout, ROWS, self.place)}
-            row |= {"seconds_tokens_per_second": steps * ROWS.count * ROWS.context / spent}
+            row |= {"tokens_per_second": steps * ROWS.count * ROWS.context / spent}
             row.setdefault("generated_per_second", self.speed(model))
         return row
 

@@ -1,6 +1,6 @@
 """What fewer bits cost: size, bits per byte, KL and agreement of every codec and calibration, on English and Japanese.
 
-    python bench/quantise.py MODEL --calibrate cal.jsonl --text en.jsonl --text ja.jsonl [--only int4] [--jitter]
+    python bench/quantise.py MODEL --calibrate cal.jsonl --text en.jsonl --text ja.jsonl [--only "nf4;q4_0"] [--jitter]
 
 A GGUF file's weights lie on the grid of its own blocks, where rounding to a grid as fine costs next to nothing.
 `--jitter` first moves every weight at random inside its cell: a model that these blocks could have been made of.
@@ -66,7 +66,7 @@ def main() -> None:
     p.add_argument("--text", action="append", required=True)
     p.add_argument("--limit", type=int, default=10_000)
     p.add_argument("--tokens", type=int, default=8192)
-    p.add_argument("--only", default="")
+    p.add_argument("--only", default="", help="some rows, by name, with ; between")
     p.add_argument("--jitter", action="store_true")
     args = p.parse_args()
     loaded = plain(open_model(args.model))
@@ -77,7 +77,7 @@ def main() -> None:
     runs = samples(loaded.tokenizer, [d.text for d in corpus.read(Path(args.calibrate))], args.tokens, 512)
     print(f"{'':18} {'MB':>6} {'s':>4}" + "".join(f" | {Path(t).stem:>7} {'':8} {'KL':>9} {'same':>7}" for t in texts))
     for name, codec, method in ROWS:
-        if not name.startswith(args.only):
+        if args.only and name not in args.only.split(";"):
             continue
         model = copy.deepcopy(loaded.model)
         began = time.perf_counter()

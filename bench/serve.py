@@ -1,23 +1,56 @@
 """Measure servers side by side: throughput and time to the first token at 1, 4 and 16 clients.
 
-    python bench/serve.py http://127.0.0.1:8484 NAME [http://127.0.0.1:8000 NAME …]
+    python bench/serve.py MODEL.gguf [--against xllamacpp llama-cpp-python transformers=FOLDER] [--threads 2]
+    python bench/serve.py --at terakoya=http://127.0.0.1:8484 --at other=http://127.0.0.1:8000 --model NAME
 
-Each address speaks OpenAI's chat completions. Servers take turns, so that what else the machine does hits all alike;
-the prompts differ by a number at their beginning, so that no cache of prefixes helps. Standard library alone.
+The first form starts the servers itself, each with the same file (transformers: with a folder of the same model) and
+the same number of threads, on free ports; the second asks servers that run already. Servers take turns within each
+round, so that what else the machine does hits all alike; the prompts differ by a number at their beginning, so that no
+cache of prefixes helps. A ratio above 1 is to the first server's advantage.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
+import os
+import socket
 import statistics
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 PROMPT = "({number}) Tell a story about a village school, where a teacher shows the children how to count with beads."
+SLOTS, CONTEXT = 16, 1024  # of llama.cpp's server: as many as there are clients, and what each may use
+
+LLAMA = """
+import sys, time, xllamacpp as x
+path, port, threads, slots, context = sys.argv[1], *map(int, sys.argv[2:])
+p = x.CommonParams()
+p.model.path, p.port, p.n_parallel, p.n_ctx, p.model_alias = path, port, slots, slots * context, {"bench"}
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
+p.use_jinja, p.cont_batching, p.endpoint_metrics = True, True, False
+server = x.Server(p)
+time.sleep(1e6)
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server: what to call it, where it listens, how it calls the model."""
+
+    name: str
+    address: str
+    model: str
 
 
 @dataclass(frozen=True)
@@ -29,12 +62,73 @@ class Answer:
     tokens: int
 
 
-def ask(address: str, model: str, number: int, tokens: int) -> Answer:
+def command(kind: str, path: str, port: int, threads: int) -> list[str]:
+    """Return what starts a server."""
+    given = kind.partition("=")[2]
+    match kind.partition("=")[0]:
+        case "terakoya":
+            return [sys.executable, "-m", "terakoya", "serve", f"bench={path}", "--port", str(port)]
+        case "xllamacpp":
+            return [sys.executable, "-c", LLAMA, path, str(port), str(threads), str(SLOTS), str(CONTEXT)]
+        case "llama-cpp-python":
+            more = ["--port", str(port), "--n_threads", str(threads), "--n_ctx", str(CONTEXT), "--model_alias", "bench"]
+            return [sys.executable, "-m", "llama_cpp.server", "--model", path, *more]
+        case "transformers" if given:
+            return ["transformers", "serve", "--port", str(port), "--force-model", given, "--continuous-batching"]
+    raise SystemExit(f"{kind}: no such server; there are terakoya, xllamacpp, llama-cpp-python, transformers=FOLDER")
+
+
+@contextlib.contextmanager
+def started(kinds: list[str], path: str, threads: int) -> Iterator[list[Server]]:
+    """Start servers, wait until each answers, and end them."""
+    children: list[subprocess.Popen[bytes]] = []
+    found = []
+    logs = contextlib.ExitStack()
+    folder = Path(logs.enter_context(tempfile.TemporaryDirectory()))
+    try:
+        for kind in kinds:
+            with socket.socket() as s:
+                s.bind(("127.0.0.1", 0))
+                port = s.getsockname()[1]
+            log = logs.enter_context((folder / f"{port}.log").open("w+b"))
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            start = command(kind, path, port, threads)
+            children.append(subprocess.Popen(start, stdout=log, stderr=log, env=environment))
+            name, _, given = kind.partition("=")
+            found.append(Server(name, f"http://127.0.0.1:{port}", given or "bench"))
+            wait(found[-1], children[-1], log)
+        yield found
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(10)
+            child.kill()
+        logs.close()
+
+
+def wait(server: Server, child: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """Ask until there is an answer."""
+    end = time.monotonic() + 300
+    while True:
+        try:
+            ask(server, 0, 4)
+            return
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if child.poll() is not None or time.monotonic() > end:
+                log.seek(0)
+                said = log.read()[-1500:].decode(errors="replace")
+                raise SystemExit(f"{server.name} does not answer: {error}\n{said}") from None
+            time.sleep(0.5)
+
+
+def ask(server: Server, number: int, tokens: int) -> Answer:
     """Ask once, as a stream."""
-    parts = urlsplit(address)
+    parts = urlsplit(server.address)
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port or 80, timeout=600)
     body = {
-        "model": model,
+        "model": server.model,
         "messages": [{"role": "user", "content": PROMPT.format(number=number)}],
         "max_tokens": tokens,
         "temperature": 0,
@@ -44,9 +138,9 @@ def ask(address: str, model: str, number: int, tokens: int) -> Answer:
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     reply = connection.getresponse()
     if reply.status != 200:
-        raise SystemExit(f"{address}: {reply.status} {reply.read()[:300]!r}")
+        raise ValueError(f"{reply.status} {reply.read()[:300]!r}")
     first, count = 0.0, 0
-    for line in reply:
+    for line in reply:  # one event is one token with every server measured here
         if not line.startswith(b"data: {"):
             continue
         choices = json.loads(line[6:]).get("choices")
@@ -57,14 +151,12 @@ def ask(address: str, model: str, number: int, tokens: int) -> Answer:
     return Answer(first, time.perf_counter() - begun, count)
 
 
-def measure(address: str, model: str, clients: int, tokens: int, start: int) -> tuple[float, float]:
+def measure(server: Server, clients: int, tokens: int, start: int) -> tuple[float, float]:
     """Let all clients ask at once -> (tokens per second together, median seconds to the first token)."""
     answers: list[Answer] = []
-
-    def one(number: int) -> None:
-        answers.append(ask(address, model, number, tokens))
-
-    threads = [threading.Thread(target=one, args=(start + i,)) for i in range(clients)]
+    threads = [
+        threading.Thread(target=lambda i=i: answers.append(ask(server, start + i, tokens))) for i in range(clients)
+    ]
     begun = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -72,35 +164,46 @@ def measure(address: str, model: str, clients: int, tokens: int, start: int) -> 
         thread.join()
     took = time.perf_counter() - begun
     if len(answers) < clients:
-        raise SystemExit(f"{address}: {clients - len(answers)} of {clients} answers failed")
+        raise SystemExit(f"{server.name}: {clients - len(answers)} of {clients} answers failed")
     return sum(a.tokens for a in answers) / took, statistics.median(a.first for a in answers)
 
 
+def compare(servers: list[Server], counts: list[int], tokens: int, rounds: int) -> None:
+    """Print one line per number of clients and server, with ratios to the first server."""
+    number = 1
+    for clients in counts:
+        found: dict[str, list[tuple[float, float]]] = {s.name: [] for s in servers}
+        for turn in range(rounds):
+            for server in servers[turn % len(servers) :] + servers[: turn % len(servers)]:
+                number += clients
+                found[server.name].append(measure(server, clients, tokens, number))
+        base = None
+        for server in servers:
+            rate, first = (statistics.median(column) for column in zip(*found[server.name], strict=True))
+            base = base or (rate, first)
+            ratio = f"   {base[0] / rate:5.2f}x the tokens, {first / base[1]:5.2f}x as soon"
+            line = f"{clients:3} clients  {server.name:18} {rate:8.1f} tokens/s   first after {first * 1e3:7.0f} ms"
+            print(line + (ratio if server is not servers[0] else ""), flush=True)
+
+
 def main() -> None:
-    """Print one line per number of clients and server, with ratios to the first."""
+    """Read the command line, and measure."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("servers", nargs="+", help="address and model name, in pairs")
+    p.add_argument("path", nargs="?", help="a GGUF file for servers that are started here")
+    p.add_argument("--against", nargs="*", default=["xllamacpp"], help="what else to start")
+    p.add_argument("--at", action="append", default=[], metavar="NAME=URL", help="a server that runs already")
+    p.add_argument("--model", default="bench", help="how these call the model")
+    p.add_argument("--threads", type=int, default=2)
     p.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     p.add_argument("--tokens", type=int, default=48)
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args()
-    servers = list(zip(args.servers[::2], args.servers[1::2], strict=True))
-    number = 0
-    for address, model in servers:
-        ask(address, model, 0, 4)  # warm
-    for clients in args.clients:
-        found: dict[str, list[tuple[float, float]]] = {address: [] for address, _ in servers}
-        for _ in range(args.rounds):
-            for address, model in servers:
-                number += clients
-                found[address].append(measure(address, model, clients, args.tokens, number))
-        base = None
-        for address, _ in servers:
-            rate = statistics.median(r for r, _ in found[address])
-            first = statistics.median(f for _, f in found[address])
-            base = base or (rate, first)
-            ratio = f"   {rate / base[0]:.2f}x, {first / base[1]:.2f}x" if base != (rate, first) else ""
-            print(f"{clients:3} clients  {address:28} {rate:8.1f} tokens/s   first after {first * 1e3:7.0f} ms{ratio}")
+    running = [Server(*one.split("=", 1), args.model) for one in args.at]
+    if args.path is None:
+        compare(running, args.clients, args.tokens, args.rounds)
+        return
+    with started(["terakoya", *args.against], args.path, args.threads) as servers:
+        compare(servers + running, args.clients, args.tokens, args.rounds)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from terakoya.zoo import convert, lineage
 from tests.quant.small import logits, lost, small, tokenizer
 
 BLOCKS = [Blocks(t) for t in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
-CODECS: list[Codec] = [Int8(0), Int8(), Int4(32), Int4(), NF4(), NF4(False), FP8(), *BLOCKS]
+CODECS: list[Codec] = [Int8(0), Int8(), Int4(), Int4(64), NF4(), NF4(False), FP8(), *BLOCKS]
 BOUNDS = {"int8": 0.06, "fp8": 0.2, "Q8_0": 0.06, "Q5_0": 0.25, "Q5_1": 0.25}  # of logits; four bits: 0.5
 FAMILIES = ("smollm2", "gpt2", "mixtral", "olmo2", "gemma2", "qwen3-moe", "gpt-oss")
 
@@ -154,7 +154,7 @@ def test_a_damaged_folder_says_what_is_wrong(harm: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("codec", [Int8(), Int8(64), Int4(32), Int4(), *BLOCKS[:3]], ids=str)
+@pytest.mark.parametrize("codec", [Int8(), Int8(64), Int4(), Int4(64), *BLOCKS[:3]], ids=str)
 def test_the_native_library_takes_packed_weights_as_they_are(codec: Codec) -> None:
     from terakoya.quant.blocks import BLOCKS as KNOWN
     from terakoya.quant.blocks import dequantise

@@ -225,7 +225,7 @@ def _quantize(p: argparse.ArgumentParser) -> None:
     _model(p)
     p.add_argument("--to", required=True, metavar="CODEC", help="int8, int4, nf4, fp8, a GGUF type (q4_k …), none")
     p.add_argument("--method", default="rtn", choices=["rtn", "gptq", "awq"], help="of int4 (default rtn: rounding)")
-    p.add_argument("--group", metavar="N", type=int, help="columns with one scale; 0: a row (int4 64, int8 32)")
+    p.add_argument("--group", metavar="N", type=int, help="columns with one scale; 0: a row (default 32)")
     p.add_argument("--table", default="int8", choices=["int8", "same", "none"], help="token table, head (default int8)")
     p.add_argument("--memory", default="full", choices=["full", "int8", "fp8"], help="of keys and values (default full)")
     p.add_argument("--calibrate", metavar="TEXT", help="a file or folder that gptq and awq look at")

@@ -83,7 +83,7 @@ class Int4(Codec):
     (GPTQ's g_idx); without it they lie as the weight does.
     """
 
-    group: int = 64
+    group: int = 32
     kind: ClassVar[str] = "int4"
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
