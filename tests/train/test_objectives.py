@@ -38,7 +38,7 @@ from terakoya.train.objectives.noise import infill, shuffled
 from terakoya.train.objectives.rows import Rich, dice
 from terakoya.train.objectives.signs import FIM, MODES, Signs, sentinels
 from terakoya.train.objectives.spans import cut, gaps, left_out
-from terakoya.train.objectives.words import by_script, starts
+from terakoya.train.objectives.words import by_mecab, by_script, starts
 from tests.train.objective_fakes import TEXTS, batch_of, both, made, small, some, table, tokenizer
 
 SIGNS = Signs(tokenizer())
@@ -180,6 +180,18 @@ def test_japanese_words_by_script() -> None:
     ]
     for text in TEXTS:
         assert "".join(by_script(text)) == text
+
+
+def test_japanese_words_by_mecab() -> None:
+    pytest.importorskip("unidic_lite")
+    assert by_mecab("吾輩は猫である。") == ["吾輩", "は", "猫", "で", "ある", "。"]
+    for text in (*TEXTS, " 空白 も 残る ", "猫"[:0]):
+        assert "".join(by_mecab(text)) == text
+    ids = np.array(tokenizer().encode("猫が好き"))[1:]  # begins inside a character
+    begins = starts(ids, tokenizer(), by_mecab)
+    assert begins.sum() >= 3
+    task = Mlm(unit="mecab").task(tokenizer(), small(causal=False), 0)
+    assert task.arrange(some(), 0).weight > 0
 
 
 def test_masked_loss_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: 
 @contextmanager
 def progress(steps: int, start: int, peak: float) -> Iterator[Watch]:
     """Show a bar with loss, bits per byte, tokens/s, share of the measured peak and time left."""
-    fields = "loss {task.fields[loss]:.3f} · {task.fields[bpb]:.3f} bits/byte · {task.fields[rate]:,.0f} tokens/s"
+    fields = "loss {task.fields[loss]:.3f} · {task.fields[bits]}{task.fields[rate]:,.0f} tokens/s"
     columns = (
         BarColumn(bar_width=24),
         TextColumn("{task.completed}/{task.total}"),
@@ -45,14 +46,14 @@ def progress(steps: int, start: int, peak: float) -> Iterator[Watch]:
         yield _lines(steps, peak)
         return
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("train", total=steps, completed=start, loss=0.0, bpb=0.0, rate=0.0, share=0.0)
+        task = bar.add_task("train", total=steps, completed=start, loss=0.0, bits="", rate=0.0, share=0.0)
         smooth = Smooth()
 
         def watch(seen: Seen) -> None:
             loss, bpb, rate, flops = smooth.add(
                 seen.loss, seen.bits_per_byte, seen.tokens_per_second, seen.flops_per_second
             )
-            bar.update(task, completed=seen.step, loss=loss, bpb=bpb, rate=rate, share=flops / peak)
+            bar.update(task, completed=seen.step, loss=loss, bits=_bits(bpb, " · "), rate=rate, share=flops / peak)
 
         yield watch
 
@@ -67,11 +68,16 @@ def _lines(steps: int, peak: float) -> Watch:
         )
         if seen.step % every == 0 or seen.step == steps:
             console.print(
-                f"step {seen.step}/{steps}  loss {loss:.3f}  {bpb:.3f} bits/byte  {rate:,.0f} tokens/s  "
+                f"step {seen.step}/{steps}  loss {loss:.3f}  {_bits(bpb, '  ')}{rate:,.0f} tokens/s  "
                 f"{flops / peak:.0%} of peak  {seen.seconds:.0f} s"
             )
 
     return watch
+
+
+def _bits(bits: float, gap: str) -> str:
+    """Say bits per byte; nothing where an objective has none."""
+    return "" if math.isnan(bits) else f"{bits:.3f} bits/byte{gap}"
 
 
 class Smooth:

@@ -26,6 +26,7 @@ SCRIPT = re.compile(
     rf" ?[{_HAN}]+[{_KANA}]{{0,4}}| ?[{_KATA}]+| ?[{_KANA}]{{1,3}}| ?[^\W\d_{_HAN}{_KANA}{_KATA}]+| ?\d+|\s+|.",
     re.DOTALL,
 )
+BROKEN = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of such bytes
 
 
 def by_script(text: str) -> list[str]:
@@ -39,14 +40,17 @@ def _tagger():
         import fugashi  # type: ignore[import-not-found]
     except ImportError:
         raise MissingExtra("fugashi", "ja") from None
-    return fugashi.Tagger("-Owakati")
+    return fugashi.Tagger()
 
 
 def by_mecab(text: str) -> list[str]:
-    """Cut a text into MeCab's morphemes; white space belongs to the one that follows it."""
-    found, at = [], 0
-    for word in _tagger()(text):
-        end = text.index(word.surface, at) + len(word.surface)
+    """Cut a text into MeCab's morphemes; white space belongs to the one that follows it.
+
+    Bytes that are no character by themselves (a piece may begin inside one) are read as 〓.
+    """
+    shown, found, at = BROKEN.sub("〓", text), [], 0
+    for word in _tagger()(shown):
+        end = shown.index(word.surface, at) + len(word.surface)
         found.append(text[at:end])
         at = end
     return [*found, text[at:]] if at < len(text) else found
