@@ -22,21 +22,24 @@ from terakoya.train.recipe import Corpus
 from terakoya.vectors.subword import Subwords
 from terakoya.vectors.table import Vectors
 from terakoya.vectors.train import LAST_RATE, Settings, learn
-from terakoya.vectors.vocabulary import Vocabulary, read
+from terakoya.vectors.vocabulary import Text, Vocabulary, read
 from terakoya.vectors.words import sentences
 
 PAIRS = {
-    "words": "mother father|brother sister|day night|king queen|eyes face|hand arm|morning evening|door window|sea ship|"
-    "horse horses|black white|boy girl|husband wife|winter summer|gold silver|north south|bread butter|"
+    "words": "mother father|brother sister|day night|king queen|eyes face|hand arm|morning evening|door window|"
+    "sea ship|horse horses|black white|boy girl|husband wife|winter summer|gold silver|north south|bread butter|"
     "love hate|war peace|rich poor|young old|sword spear|uncle aunt|east west|tea coffee|church priest|"
     "happy glad|large small|river stream|night dark",
     "ja": "父 母|兄 弟|春 秋|東 西|男 女|朝 晩|右 左|山 川|犬 猫|雨 雪|赤い 青い|目 耳|手 足|昨日 今日|夫 妻|"
-    "僕 君|北 南|夏 冬|米 麦|刀 槍|先生 生徒|船 港|手紙 葉書|悲しい 寂しい|海 波|馬 牛|酒 茶|昼 夜|大きな 小さな|京都 大阪",
+    "僕 君|北 南|夏 冬|米 麦|刀 槍|先生 生徒|船 港|手紙 葉書|悲しい 寂しい|海 波|馬 牛|酒 茶|昼 夜|"
+    "大きな 小さな|京都 大阪",
 }
 GROUPS = {  # every two lines of a group make an analogy
     "words": (
-        "man woman|boy girl|king queen|husband wife|father mother|brother sister|uncle aunt|gentleman lady|son daughter|he she",
-        "day days|hour hours|eye eyes|hand hands|friend friends|horse horses|book books|house houses|tree trees|ship ships",
+        "man woman|boy girl|king queen|husband wife|father mother|brother sister|uncle aunt|"
+        "gentleman lady|son daughter|he she",
+        "day days|hour hours|eye eyes|hand hands|friend friends|horse horses|book books|"
+        "house houses|tree trees|ship ships",
         "go went|come came|see saw|say said|know knew|give gave|take took|find found|tell told|stand stood",
         "good better|great greater|large larger|strong stronger|young younger|old older|high higher|small smaller",
     ),
@@ -129,27 +132,35 @@ def main() -> None:
         report(name, settings, subwords, said, vocabulary, text, args.split)
 
 
-def report(name: str, s: Settings, subwords: Subwords | None, said: list[list[str]], vocabulary: Vocabulary, text, split: str) -> None:  # fmt: skip
+def report(
+    name: str,
+    s: Settings,
+    subwords: Subwords | None,
+    said: list[list[str]],
+    vocabulary: Vocabulary,
+    text: Text,
+    split: str,
+) -> None:
+    """Train by both, twice, and print what came of it."""
     words = len(text.ids) * s.usual()[1]
+
+    def told(who: str, v: Vectors, seconds: float) -> None:
+        right, total, rank, count = quality(v, split)
+        found = f"analogies {right:.3f} of {total}  related {rank:.3f} of {count}"
+        print(f"{name:12s} {who:7s} {words / seconds:10,.0f} words/s  {found}", flush=True)
+
     mine, spent = ours(lambda: learn(s, vocabulary, text, subwords))
-    right, total, rank, count = quality(mine, split)
-    print(
-        f"{name:12s} ours    {words / spent:10,.0f} words/s  analogies {right:.3f} of {total}  related {rank:.3f} of {count}"
-    )
+    told("ours", mine, spent)
     if s.method == "glove":
         return
     other, seconds = theirs(said, s, 5, subwords, 1)
-    right, total, rank, count = quality(other, split)
-    print(
-        f"{'':12s} gensim  {words / seconds:10,.0f} words/s  analogies {right:.3f} of {total}  related {rank:.3f} of {count}"
-        f"\n{'':12s} ratio   {seconds / spent:10.2f} times as fast",
-        flush=True,
-    )
+    told("gensim", other, seconds)
+    print(f"{name:12s} ratio   {seconds / spent:10.2f} times as fast", flush=True)
     again, _ = ours(lambda: learn(replace(s, seed=1), vocabulary, text, subwords))
     noise, _ = theirs(said, s, 5, subwords, 2)
     print(
-        f"{'':12s} neighbours in common: ours and gensim {shared(mine, other):.3f}, gensim twice "
-        f"{shared(other, noise):.3f}, ours twice {shared(mine, again):.3f}",
+        f"{name:12s} neighbours in common: ours and gensim {shared(mine, other):.3f}, "
+        f"gensim twice {shared(other, noise):.3f}, ours twice {shared(mine, again):.3f}",
         flush=True,
     )
 
