@@ -19,7 +19,7 @@ from terakoya.model import spec
 from terakoya.model.build import Init, build, initialise
 from terakoya.tokenizer import train
 from terakoya.train.objectives.signs import CLS, SEP
-from terakoya.train.optim import AdamW, Optimizer
+from terakoya.train.optim import AdamW, Muon, Optimizer
 from terakoya.train.recipe import Rows
 from terakoya.train.schedule import Cosine, factor
 from terakoya.train.step import step
@@ -50,7 +50,8 @@ def main() -> None:
     p.add_argument("--rows", type=int, default=48, help="pairs a step (default 48)")
     p.add_argument("--context", type=int, default=64, help="tokens of a side at most; longer pairs are left out")
     p.add_argument("--scored", type=int, default=400, help="held-out pairs to translate (default 400)")
-    p.add_argument("--lr", type=float, default=2e-3)
+    p.add_argument("--optim", choices=["muon", "adamw"], default="adamw", help="(default adamw)")
+    p.add_argument("--lr", type=float, default=2e-3, help="of adamw (default 2e-3)")
     p.add_argument("--map", help="draw where the model looked, as a PNG")
     args = p.parse_args()
     kind = Translate(scored=args.scored)
@@ -63,13 +64,13 @@ def main() -> None:
     model = initialise(build(network(tokenizer.vocab_size, args.dim, args.depth, args.context + 1)), 0, Init())
     attach(model, work.card, 0)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    optimizer = Optimizer(model, AdamW(lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01))
+    optimizer = Optimizer(model, Muon() if args.optim == "muon" else AdamW(args.lr, (0.9, 0.98), weight_decay=0.01))
     began, seconds, done, rates = time.process_time(), args.minutes * 60, 0, Cosine(warmup=0.05, final=0.02)
     while (spent := time.process_time() - began) < seconds:  # the schedule follows the clock
         share = factor(rates, int(1000 * spent / seconds), 1000)
         seen = step(model, [work.batch(done)], work.loss, optimizer, factor=share)
         done += 1
-        if done % 100 == 0:
+        if done % 50 == 0:
             print(f"step {done}  loss {seen.loss:.3f}  {spent:.0f} s", flush=True)
     print(f"{done} steps, {done / work.steps_per_epoch:.1f} epochs, {seconds:.0f} s of CPU time")
     found = work.look(model, "cpu")

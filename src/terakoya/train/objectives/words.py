@@ -37,10 +37,10 @@ def by_script(text: str) -> list[str]:
 @cache
 def _tagger():
     try:
-        import fugashi  # type: ignore[import-not-found]
+        import fugashi
     except ImportError:
         raise MissingExtra("fugashi", "ja") from None
-    return fugashi.Tagger()
+    return fugashi.Tagger()  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
 
 def by_mecab(text: str) -> list[str]:
