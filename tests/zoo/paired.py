@@ -76,7 +76,14 @@ ENCODERS |= {
     "deberta-v2": (
         "deberta-v2",
         "DebertaV2ForMaskedLM",
-        DEBERTA | {"position_buckets": 8, "position_biased_input": True, "conv_kernel_size": 3, "conv_act": "gelu"},
+        DEBERTA
+        | {
+            "position_buckets": 8,
+            "position_biased_input": True,
+            "conv_kernel_size": 5,
+            "conv_groups": 2,
+            "conv_act": "gelu",
+        },
     ),
     "deberta-v3": (
         "deberta-v2",
@@ -84,18 +91,24 @@ ENCODERS |= {
         DEBERTA | {"position_buckets": 6, "share_att_key": True, "norm_rel_ebd": "layer_norm", "embedding_size": 24},
     ),
 }
+XLNET = {"d_model": 48, "n_layer": 3, "n_head": 4, "d_inner": 80}
+ENCODERS |= {
+    "xlnet": ("xlnet", "XLNetLMHeadModel", XLNET),
+    "xlnet-uni": ("xlnet", "XLNetLMHeadModel", XLNET | {"attn_type": "uni", "ff_activation": "relu"}),
+}
+UNTIED = {"tie_word_embeddings": False}
 PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "transformer": ("marian", "MarianMTModel", MARIAN | {"scale_embedding": True, "activation_function": "relu"}),
     "marian-two-tables": ("marian", "MarianMTModel", MARIAN | {"share_encoder_decoder_embeddings": False}),
     "bart": ("bart", "BartForConditionalGeneration", MARIAN),
     "mbart": ("mbart", "MBartForConditionalGeneration", MARIAN | {"scale_embedding": True}),
     "t5": ("t5", "T5ForConditionalGeneration", T5),
-    "t5-v1.1": ("t5", "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5-v1.1": ("t5", "T5ForConditionalGeneration", T5 | UNTIED | {"feed_forward_proj": "gated-gelu"}),
 }  # fmt: skip
 PAIRS |= {
     "mt5": ("mt5", "MT5ForConditionalGeneration", T5),
     "umt5": ("umt5", "UMT5ForConditionalGeneration", T5),
-    "ul2": ("t5", "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}),
+    "ul2": ("t5", "T5ForConditionalGeneration", T5 | UNTIED | {"feed_forward_proj": "gated-silu"}),
     "switch": (
         "switch_transformers",
         "SwitchTransformersForConditionalGeneration",
@@ -109,6 +122,25 @@ PAIRS |= {
         | {"router_bias": True},
     ),
 }  # fmt: skip
+EYE = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 12,
+    "patch_size": 4,
+}
+IMAGE = 98
+SEEING: dict[str, dict[str, Any]] = {  # LLaVA's keys beside those of its text
+    "default": {"vision_config": EYE, "image_token_index": IMAGE},
+    "full": {
+        "vision_config": EYE | {"hidden_act": "gelu", "layer_norm_eps": 1e-3},
+        "image_token_index": IMAGE,
+        "vision_feature_select_strategy": "full",
+        "vision_feature_layer": -1,
+    },
+}
 TOLERANCE = 2e-5  # times the spread: transformers computes norms and softmax in fp32, in another order
 
 

@@ -60,6 +60,8 @@ def test_encoder(name):
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_padded_encoder_equals_packed(name, left):
+    if name == "xlnet-uni":
+        pytest.skip("transformers 5.23 cannot mask a batch of it")
     theirs, ours, _ = pair(name)
     a, b = prompt(12, 1), prompt(9, 2)
     ids, mask = padded(a, b, left)

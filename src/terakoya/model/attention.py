@@ -9,7 +9,7 @@ from terakoya.model import spec
 from terakoya.model.context import Context
 from terakoya.model.disentangled import Disentangled
 from terakoya.model.norm import Norm
-from terakoya.model.position import Alibi, Buckets, Relative, mscale, rope_table, rotate
+from terakoya.model.position import Alibi, Biases, Buckets, Relative, mscale, rope_table, rotate
 from terakoya.model.spec_sparse import Fixed, Strided
 from terakoya.ops.attend import Look
 
@@ -37,8 +37,8 @@ class Attention(nn.Module):
                 self.position: nn.Module | None = Alibi(alibi, H, self.look.scale)
             case spec.Buckets() as buckets if not buckets.shared:
                 self.position = Buckets(buckets, H, s.causal)
-            case spec.Relative():
-                self.position = Relative(D, H, K, self.look.scale)
+            case spec.Relative() as relative:
+                self.position = Relative(relative, D, H, K, self.look.scale, s.causal)
             case spec.Disentangled() as apart:
                 self.position = Disentangled(apart, s, D, K)
             case _:
@@ -49,7 +49,14 @@ class Attention(nn.Module):
         """Mix over time: x (T, D) -> (T, D)."""
         q, k, v = self.project(x, ctx)
         if isinstance(self.position, Relative):
-            q = q + self.position.u
+            bias = self.lent[0] if self.lent else self.position.bias
+            assert isinstance(bias, Biases)
+            q = q + bias.u
+            if self.position.s is not None and (segments := ctx.share("segments", lambda: None)) is not None:
+                mine = segments.to(q.dtype)[:, None, None].expand(-1, q.shape[1], 1)
+                q, k = torch.cat((q, mine), -1), torch.cat((k, torch.zeros_like(k[..., :1])), -1)
+            y = ctx.attend(self.layer, q, k, v, self.look, self.position.term(bias), self.sinks)
+            return self.o(y.flatten(1))
         if isinstance(self.position, Disentangled):
             term = self.position.term(self.lent[0](), self.q, self.k, self.look.scale)
             q, k = torch.cat((q, k), -1), torch.cat((k, torch.zeros_like(k)), -1)  # the term wants to see keys

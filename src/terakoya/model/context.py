@@ -59,7 +59,8 @@ class Context(Protocol):
     def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return what `make` gives, made once per step: rotary tables and the like, common to layers.
 
-        A context that knows better answers for itself: "segments" are the token types (T,) of an encoder.
+        A context that knows better answers for itself: "segments" are the token types (T,) of an encoder, "vectors"
+        what stands in the place of tokens, as places (M,) and vectors (M, D).
         """
         ...
 
@@ -86,11 +87,11 @@ class Packed(_Shared):
         *,
         source: Source | None = None,
         segments: Tensor | None = None,
+        vectors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.lengths, self.source = tuple(lengths), source
-        if segments is not None:
-            self._made["segments"] = segments
+        self._made |= {k: v for k, v in (("segments", segments), ("vectors", vectors)) if v is not None}
         self.cu = [0, *accumulate(lengths)]
         # Neighbours of equal length share one kernel call.
         self.runs = [(n, len(list(same))) for n, same in groupby(lengths)]
@@ -147,16 +148,33 @@ class Memory:
         self.keys: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> k (N, room, G, K), v (N, room, G, V)
         self.states: dict[int, tuple[Tensor, ...]] = {}
 
-    def step(self, counts: Sequence[int], device: torch.device | str | None = None) -> Cached:
+    def step(
+        self,
+        counts: Sequence[int],
+        device: torch.device | str | None = None,
+        *,
+        vectors: tuple[Tensor, Tensor] | None = None,
+    ) -> Cached:
         """Open a step in which sequence n contributes `counts[n]` new tokens; call `close` after the forward pass."""
         assert len(counts) == len(self.lengths)
         assert min(counts) > 0
-        return Cached(self, list(counts), device)
+        return Cached(self, list(counts), device, vectors)
 
     def truncate(self, length: int) -> None:
         """Forget what follows position `length` in every sequence; recurrent memory cannot go back."""
         assert not self.states, "a recurrent state holds only the present"
         self.lengths = [min(n, length) for n in self.lengths]
+
+    def keep(self, last: int) -> None:
+        """Remember only the last positions of every sequence, counted anew from 0 (Transformer-XL's segments).
+
+        What is kept stays as it was computed; positions must be relative, and sequences in step.
+        """
+        assert len(set(self.lengths)) == 1, "sequences of one length"
+        gone = max(0, self.lengths[0] - last)
+        if gone:
+            self.keys = {layer: (k[:, gone:].clone(), v[:, gone:].clone()) for layer, (k, v) in self.keys.items()}
+            self.lengths = [n - gone for n in self.lengths]
 
     def room(self, layer: int, need: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return this layer's buffers, grown to hold `need` positions."""
@@ -174,8 +192,16 @@ class Memory:
 class Cached(_Shared):
     """One step of generation: each sequence sees its own memory and its new tokens."""
 
-    def __init__(self, memory: Memory, counts: list[int], device: torch.device | str | None) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        counts: list[int],
+        device: torch.device | str | None,
+        vectors: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        if vectors is not None:
+            self._made["vectors"] = vectors
         self.memory, self.counts = memory, counts
         self.cu = [0, *accumulate(counts)]
         self.pos = torch.cat(

@@ -18,9 +18,10 @@ from terakoya.model.disentangled import Distances, Neighbours
 from terakoya.model.evolved import GLU, CausalConv, CentredConv
 from terakoya.model.ffn import ACTS, MLP, MoE
 from terakoya.model.norm import Norm
-from terakoya.model.position import Buckets, sinusoid
+from terakoya.model.position import Biases, Buckets, sinusoid
 from terakoya.model.recurrent_mixers import RECURRENT, recurrent
 from terakoya.model.reformer import reversible
+from terakoya.model.sight import Sight, trunk
 
 NAMES = {spec.Attention: "attn", spec.Cross: "cross", spec.Latent: "attn", spec.MLP: "mlp", spec.MoE: "mlp"}
 NAMES |= {spec.GLU: "glu", spec.EvolvedConv: "conv"} | RECURRENT
@@ -109,6 +110,7 @@ class Embed(nn.Module):
         learned = e.position if isinstance(e.position, spec.Learned) else None
         self.position = nn.Embedding(s.context + learned.offset, inner) if learned else None
         self.segment = nn.Embedding(e.types, inner) if e.types else None
+        self.asks = nn.Parameter(torch.empty(1, 1, s.dim)) if e.asks else None
         self.norm = Norm(e.norm, inner) if e.norm else None
 
     def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
@@ -116,6 +118,8 @@ class Embed(nn.Module):
         x = self.token(tokens)
         if self.scale != 1.0:
             x = x * torch.tensor(self.scale, dtype=x.dtype)
+        if (given := ctx.share("vectors", lambda: None)) is not None:
+            x = x.index_copy(0, given[0], given[1].to(x.dtype))
         if self.project is not None and not self.spec.whole:
             x = self.project(x)
         if self.segment is not None:
@@ -217,10 +221,17 @@ class Model(nn.Module):
         self.pool = Pool(s.pool, s.dim) if s.pool else None
         self.conv = Neighbours(s.conv, s.embed.norm, s.dim) if s.conv and s.embed.norm else None
         self.encoder = encoder
+        self.sight = None
+        if s.sight:
+            eye, block = trunk(s.sight)
+            self.sight = Sight(s.sight, s.dim, [Block(block, eye, i) for i in range(eye.depth)])
 
     def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
         """Read a step's tokens: tokens (T,) -> hidden (T, D)."""
-        x = self.embed(tokens, ctx)
+        return self.read(self.embed(tokens, ctx), ctx)
+
+    def read(self, x: Tensor, ctx: Context) -> Tensor:
+        """Read vectors in the place of tokens: x (T, D) -> hidden (T, D)."""
         before = x
         if self.spec.reversible:
             x = reversible(x, [layer.halves(ctx) for layer in self.layers if isinstance(layer, Block)])
@@ -230,6 +241,12 @@ class Model(nn.Module):
             if self.conv is not None and i == 0:
                 x = self.conv(before, x, ctx)
         return x if self.norm is None else self.norm(x)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """Look at N pictures: pixels (N, 3, height, width), prepared -> vectors (N, places, D) to stand in a text."""
+        if self.sight is None:
+            raise TerakoyaError("model", "cannot see: it has no image encoder")
+        return self.sight(pixels)
 
     def encode(self, tokens: Tensor, lengths: Sequence[int]) -> Source:
         """Read N source texts, side by side, with the encoder: tokens (S,) -> what the decoder's context looks at."""
@@ -246,6 +263,8 @@ def lend(s: spec.Model, layers: nn.ModuleList) -> nn.Module | None:
     first = wanted[0].spec
     if isinstance(first.position, spec.Disentangled):
         made: nn.Module = Distances(first.position, s.embed.norm, s.dim)
+    elif isinstance(first.position, spec.Relative):
+        made = Biases(first.heads, spec.head_dim(s, first))
     else:
         assert isinstance(first.position, spec.Buckets)
         made = Buckets(first.position, first.heads, first.causal)
@@ -255,4 +274,5 @@ def lend(s: spec.Model, layers: nn.ModuleList) -> nn.Module | None:
 
 
 def _common(position: object) -> bool:
-    return isinstance(position, spec.Disentangled) or (isinstance(position, spec.Buckets) and position.shared)
+    shares = isinstance(position, spec.Buckets | spec.Relative) and position.shared
+    return shares or isinstance(position, spec.Disentangled)

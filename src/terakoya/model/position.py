@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 
@@ -143,21 +144,48 @@ class Buckets(nn.Module):
         return self.weight[after + torch.where(gap < near, gap, far.clamp(max=count - 1))].permute(2, 0, 1)
 
 
+class Biases(nn.Module):
+    """Transformer-XL's u and w: what every query asks of content, and of distance."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.u, self.w = (nn.Parameter(torch.empty(heads, width)) for _ in range(2))
+
+
 class Relative(nn.Module):
     """Transformer-XL's score term: (q + w) · W_r sinusoid(distance), and u · k by way of q + u (Dai 2019)."""
 
-    def __init__(self, dim: int, heads: int, width: int, scale: float) -> None:
+    def __init__(self, s: spec.Relative, dim: int, heads: int, width: int, scale: float, causal: bool = True) -> None:
         super().__init__()
-        self.dim, self.scale = dim, scale
+        self.dim, self.shape, self.scale, self.causal = dim, (heads, width), scale, causal
         self.r = nn.Linear(dim, heads * width, bias=False)
-        self.u, self.w = (nn.Parameter(torch.empty(heads, width)) for _ in range(2))
+        self.bias = None if s.shared else Biases(heads, width)
+        self.s = nn.Parameter(torch.empty(heads, width)) if s.segments else None
+        self.same = nn.Parameter(torch.empty(2, heads, width)) if s.segments else None  # same segment, another
 
-    def forward(self, q: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+    def term(self, bias: Biases) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Return the term: q + u (B, T, H, K), q_pos (T,), k_pos (S,) -> (B, H, T, S)."""
-        gap = (q_pos[:, None] - k_pos[None, :]).clamp(min=0)
-        table = self.r(sinusoid(torch.arange(int(gap.max()) + 1, device=q.device), self.dim, q.dtype))
-        terms = torch.einsum("bthk,dhk->bhtd", q - self.u + self.w, table.unflatten(-1, self.u.shape)) * self.scale
-        return terms.gather(-1, gap.expand(*terms.shape[:3], -1))
+
+        def distance(q: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+            q, more = q[..., : self.shape[1]], q[..., self.shape[1] :]  # what follows a query: its segment
+            gap = q_pos[:, None] - k_pos[None, :]
+            gap = gap.clamp(min=0) if self.causal else gap
+            least = int(gap.min())
+            steps = torch.arange(least, int(gap.max()) + 1, device=q.device)
+            table = self.r(sinusoid(steps, self.dim, q.dtype)).unflatten(-1, self.shape)
+            terms = torch.einsum("bthk,dhk->bhtd", q - bias.u + bias.w, table) * self.scale
+            terms = terms.gather(-1, (gap - least).expand(*terms.shape[:3], -1))
+            return terms + self.segment(q - bias.u, more[:, :, 0, 0]) if more.shape[-1] else terms
+
+        return distance
+
+    def segment(self, q: Tensor, segments: Tensor) -> Tensor:
+        """Return the term of segments: q (B, T, H, K), ids (B, T) -> (B, H, T, T)."""
+        assert self.s is not None
+        assert self.same is not None
+        terms = torch.einsum("bthk,xhk->bhtx", q + self.s, self.same) * self.scale
+        other = (segments[:, :, None] != segments[:, None, :]).long()[:, None]
+        return terms.gather(-1, other.expand(-1, terms.shape[1], -1, -1))
 
 
 def sinusoid(pos: Tensor, dim: int, dtype: torch.dtype) -> Tensor:

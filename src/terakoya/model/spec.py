@@ -17,6 +17,7 @@ from terakoya.model.spec_encoder import Conv as Conv
 from terakoya.model.spec_encoder import Cross as Cross
 from terakoya.model.spec_encoder import Disentangled as Disentangled
 from terakoya.model.spec_encoder import Pooler as Pooler
+from terakoya.model.spec_encoder import Sight as Sight
 from terakoya.model.spec_evolved import GLU as GLU
 from terakoya.model.spec_evolved import EvolvedConv as EvolvedConv
 from terakoya.model.spec_recurrent import Recurrent
@@ -144,6 +145,9 @@ class Buckets:
 @dataclass(frozen=True)
 class Relative:
     """Transformer-XL's term (q + w) · W_r sinusoid(distance) and u · k (Dai 2019); Gopher, Chinchilla."""
+
+    shared: bool = False  # Transformer-XL: one u and w for all layers
+    segments: bool = False  # XLNet: and a term for whether both stand in one segment
 
 
 @dataclass(frozen=True)
@@ -334,6 +338,7 @@ class Embed:
     types: int = 0  # segments that a vector each is added for: BERT's first and second sentence
     whole: bool = False  # ALBERT, ELECTRA: positions, types and norm are `factor` wide too; one projection, with bias
     shared: bool = False  # a decoder's table is its encoder's (T5, BART)
+    asks: bool = False  # XLNet: a vector in the place of a word that is to be guessed
 
 
 @dataclass(frozen=True)
@@ -378,6 +383,7 @@ class Model:
     share: int | None = None  # ALBERT: the layers share this many sets of weights, each for a run of layers
     pool: Pooler | None = None
     conv: Conv | None = None
+    sight: Sight | None = None  # LLaVA
     encoder: Model | None = None  # what `Cross` looks at
     reversible: bool = False  # Reformer: two streams, of which each layer's inputs come back from its outputs
 
@@ -458,6 +464,13 @@ def _check_experts(moe: MoE) -> None:
         raise TerakoyaError("groups.count", given=moe.groups.count, allowed=f"divisors of count={moe.count}")
     if moe.groups and not 0 < moe.groups.keep <= moe.groups.count:
         raise TerakoyaError("groups.keep", given=moe.groups.keep, allowed=f"1 to count={moe.groups.count}")
+
+
+def continues(model: Model, name: str = "it") -> None:
+    """Raise where a model does not continue texts: what generates asks this first."""
+    if model.sort != "decoder":
+        hint = "terakoya embed, fill or classify" if model.sort == "encoder" else "terakoya translate"
+        raise TerakoyaError("model", f"{name} is an {model.sort}: it does not continue a text", hint=hint)
 
 
 def pre(norm: Norm, *mixers: Mixer, scale: float = 1.0) -> Block:

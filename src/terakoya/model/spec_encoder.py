@@ -53,3 +53,35 @@ class Conv:
     kernel: int = 3
     act: Literal["tanh", "gelu", "relu"] = "tanh"
     groups: int = 1
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a decoder sees: CLIP's image encoder (Radford 2021; Dosovitskiy 2020), and what joins it to the words.
+
+    An image is cut into patches; each becomes a vector that stands in the text in the place of a token (LLaVA).
+    """
+
+    image: int = 336  # pixels, wide and high
+    patch: int = 14  # pixels, wide and high
+    dim: int = 1024
+    depth: int = 24
+    heads: int = 16
+    hidden: int = 4096
+    act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    eps: float = 1e-5
+    cut: int = 2  # which output counts: 1 the last layer's, 2 the one before
+    whole: bool = False  # with the vector of the whole image, too
+    join: Literal["gelu"] | None = "gelu"  # two linear layers with this between (LLaVA-1.5) | None: one (LLaVA)
+    token: int = 32_000  # the id in whose places the vectors stand
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.image % self.patch:
+            raise TerakoyaError("sight.patch", given=self.patch, allowed=f"a divisor of image={self.image}")
+        if not 1 <= self.cut <= self.depth:
+            raise TerakoyaError("sight.cut", given=self.cut, allowed=f"1 to depth={self.depth}")
+
+    @property
+    def places(self) -> int:
+        """Return how many vectors an image becomes."""
+        return (self.image // self.patch) ** 2 + self.whole

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from terakoya.errors import TerakoyaError
-from terakoya.tokenizer import sentencepiece
+from terakoya.tokenizer import japanese, sentencepiece
 from terakoya.tokenizer.core import Tokenizer
 from terakoya.tokenizer.rust import Json, parse, understood
 from terakoya.tokenizer.templates import TEMPLATES, recognise, to_jinja
@@ -26,6 +26,8 @@ def load(path: Path | str) -> Tokenizer:
     """Read a tokenizer from a folder, a tokenizer.json or a SentencePiece .model."""
     path = Path(path)
     if path.is_dir():
+        if japanese.is_japanese(path):
+            return understood(str(path), lambda: japanese.load(path))
         names = [n for n in ("tokenizer.json", *_MODELS) if (path / n).is_file()]
         if not names:
             raise TerakoyaError(str(path), "holds no tokenizer", allowed=("tokenizer.json", *_MODELS))

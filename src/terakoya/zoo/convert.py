@@ -23,6 +23,7 @@ from terakoya.model.model import Model
 from terakoya.quant.linear import PREFIX, packed_layers, shell, unpacked
 from terakoya.quant.source import Source, described, of_gguf, opened
 from terakoya.tokenizer import Tokenizer, from_gguf
+from terakoya.tokenizer.japanese import is_japanese
 from terakoya.zoo import lineage
 from terakoya.zoo.gguf import GGUF, is_gguf
 from terakoya.zoo.hf import read_config, simplest, unknown, write_config
@@ -31,7 +32,8 @@ from terakoya.zoo.weights import open_weights, save_weights
 
 # Buffers that old files carry and no model needs.
 PASSENGERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.attention\.(masked_)?bias|position_ids)$")
-TASKS = re.compile(r"(classifier|qa_outputs|pre_classifier|mask_predictions|lm_predictions)\b.*")  # heads that tuning put on an encoder
+# Heads that tuning, or another objective, put on an encoder.
+TASKS = re.compile(r"(classifier|qa_outputs|pre_classifier|mask_predictions|lm_predictions)\b.*")
 LARGEST = 2**41  # parameters; a config that asks for more is refused before anything is allocated
 
 
@@ -49,6 +51,11 @@ class Loaded:
     @property
     def spec(self) -> spec.Model:
         return self.model.spec
+
+    def continuing(self) -> Loaded:
+        """Return itself; an error where it does not continue texts. What generates asks this first."""
+        spec.continues(self.spec, self.family)
+        return self
 
 
 def load(path: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", packed: bool = False) -> Loaded:
@@ -80,7 +87,8 @@ def load_folder(path: Path, *, dtype: torch.dtype = torch.float32, device: str =
     heads = {k: weights.get(k) for k in sorted(theirs) if s.sort == "encoder" and TASKS.match(k)}
     theirs -= {*heads, *_twice(lineage.copies(name), theirs, weights.get, str(path))}
     model = fill(s, table, theirs, weights, str(path), dtype=dtype, device=device)
-    tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").is_file() else None
+    readable = (path / "tokenizer.json").is_file() or is_japanese(path)
+    tokenizer = Tokenizer.load(path) if readable else None
     _check_vocabulary(s, tokenizer, path)
     return Loaded(model, tokenizer, name, config, heads=heads)
 
@@ -136,7 +144,17 @@ def make_config(s: spec.Model, name: str, tokenizer: Tokenizer | None, dtype: to
     told = {path for part in lineage.parts(name) for path in (*part.there, *part.absent)}  # by tensors, not by keys
     if replace(again, **{path: getattr(s, path) for path in told}) != simplest(s):
         raise TerakoyaError(f"family {name}", "cannot say this structure in its config.json; save it as its own family")
-    return config
+    return _nested(config, name)
+
+
+def _nested(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Put a family's ancestors' keys into the table where its files have them."""
+    f = lineage.family(name)
+    if not f.inside or not f.parent:
+        return config
+    outside = {*f.keys, "architectures", "model_type", "dtype"}
+    inner = {k: v for k, v in config.items() if k not in outside} | {"model_type": lineage.model_type(f.parent)[0]}
+    return {k: v for k, v in config.items() if k in outside} | {f.inside: inner}
 
 
 def tensors(
@@ -166,7 +184,8 @@ def spec_of(config: Mapping[str, Any], place: str) -> tuple[str, spec.Model]:
     if f is None:
         hint = _closest(wanted, config)
         raise TerakoyaError(f"{place}: model_type", given=wanted, allowed=sorted(set(known)), hint=hint)
-    full = lineage.defaults(f.name) | dict(config)
+    full = lineage.defaults(f.name) | dict(config) | dict(config.get(f.inside) or {})
+    full.pop(f.inside, None)
     s = read_config(lineage.base(f.name), lineage.keys(f.name), full, place)
     _refuse_absurd(s, place)
     return f.name, s
@@ -256,7 +275,8 @@ def _locate(plan: list[Match], theirs: set[str], s: spec.Model) -> tuple[list[Ma
     """Find each rule's tensor, with or without the outer prefix that some files leave away (gpt2, bloom)."""
     out, missing, used = [], [], set()
     for match in plan:
-        for name in (match.theirs, match.theirs.partition(".")[2]):
+        older = match.theirs.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        for name in (match.theirs, match.theirs.partition(".")[2], older):
             wanted = _expert_names(name, match, s)
             if name and theirs.issuperset(wanted):
                 used.update(wanted)
@@ -292,6 +312,7 @@ def _stack(match: Match, get: Callable[[str], Tensor], s: spec.Model) -> Tensor:
 def split(whole: Tensor, shapes: list[torch.Size], layout: Layout, s: spec.Model) -> list[Tensor]:
     """Cut one of their tensors into ours."""
     d = layout.dim
+    whole = whole.flatten(1) if layout.cube else whole
     if layout.transpose and whole.dim() >= 2 + d:
         whole = whole.transpose(-1, -2)
     if layout.paired:
@@ -320,7 +341,8 @@ def fuse(parts: list[Tensor], layout: Layout, s: spec.Model) -> Tensor:
     if len(parts) > 1:
         g = parts[0].shape[d] if layout.groups == "rows" else _heads(layout.groups, s)
         whole = torch.cat([p.unflatten(d, (g, -1)) for p in parts], d + 1).flatten(d, d + 1)
-    return whole.transpose(-1, -2).contiguous() if layout.transpose and whole.dim() >= 2 + d else whole
+    whole = whole.transpose(-1, -2).contiguous() if layout.transpose and whole.dim() >= 2 + d else whole
+    return whole.unflatten(1, (_heads("heads", s), -1)) if layout.cube else whole
 
 
 def _heads(groups: int | str, s: spec.Model) -> int:

@@ -26,6 +26,7 @@ from terakoya.zoo.families import (
     layernorm,
     linear,
     llama,
+    llava,
     mistral,
     modernbert,
     olmo,
@@ -38,6 +39,7 @@ from terakoya.zoo.families import (
     t5,
     transformer,
     unplaced,
+    xlnet,
 )
 from terakoya.zoo.families import open as open_models
 from terakoya.zoo.history.aliases import ALIASES
@@ -47,8 +49,8 @@ from terakoya.zoo.resize import resized
 
 LINES = (
     *(recurrent, linear, states),
-    *(transformer, evolved, bert, modernbert, deberta, t5),
-    *(gpt, eleuther, open_models, falcon, llama, mistral, phi, qwen, gemma, olmo),
+    *(transformer, evolved, bert, modernbert, deberta, xlnet, t5),
+    *(gpt, eleuther, open_models, falcon, llama, llava, mistral, phi, qwen, gemma, olmo),
     *(deepseek, unplaced, layernorm, japanese, others, paper),
 )
 NODES: tuple[Node, ...] = tuple(f for line in LINES for f in line.FAMILIES)

@@ -32,6 +32,7 @@ class Layout:
     paired: Literal["heads", "kv_heads"] | None = None
     tiled: bool = False
     beside: str = ""
+    cube: bool = False  # heads have an axis of their own: (D, H, K) there, (D, H * K) here, or transposed (XLNet)
 
 
 PLAIN = Layout()

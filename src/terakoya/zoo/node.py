@@ -63,6 +63,7 @@ class Family:
     architecture: str = ""  # its class there
     when: Mapping[str, Any] = field(default_factory=dict)  # what config.json says where families share a model_type
     fresh: bool = False  # keys and names start anew: its files look nothing like its parent's
+    inside: str = ""  # the table of config.json where its ancestors' keys lie; its own lie outside (LLaVA)
     keys: Mapping[str, Key | None] = field(default_factory=dict)  # config.json -> spec, over the parent's
     defaults: Mapping[str, Any] = field(default_factory=dict)  # what config.json leaves out
     names: tuple[Rule, ...] = ()  # where its checkpoints keep each weight, before the parent's rules

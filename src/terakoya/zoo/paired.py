@@ -9,6 +9,7 @@ from terakoya.config import override, select, values
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.zoo.codec import ACTS, THEIR_ACTS, Changes, Codec, Config
+from terakoya.zoo.hf import IGNORED
 from terakoya.zoo.layers import Layers
 
 
@@ -296,3 +297,66 @@ class ConvSaid(Codec):
 
     def write(self, s: spec.Model) -> Any:
         return getattr(s.conv, self.field) if s.conv else None
+
+
+@dataclass(frozen=True)
+class Said(Codec):
+    """A word of theirs for each value of ours."""
+
+    path: str
+    words: tuple[tuple[str, Any], ...]
+
+    def read(self, value: Any, config: Config) -> Changes:
+        if value not in dict(self.words):
+            raise TerakoyaError("", given=value, allowed=[word for word, _ in self.words])
+        return {self.path: dict(self.words)[value]}
+
+    def write(self, s: spec.Model) -> Any:
+        ours = values(s, self.path)[0]
+        return next((word for word, value in self.words if value == ours), None)
+
+
+VISION = {  # CLIP's keys: ours, and what leaving them out means
+    "image_size": ("image", 224),
+    "patch_size": ("patch", 32),
+    "hidden_size": ("dim", 768),
+    "num_hidden_layers": ("depth", 12),
+    "num_attention_heads": ("heads", 12),
+    "intermediate_size": ("hidden", 3072),
+    "hidden_act": ("act", "quick_gelu"),
+    "layer_norm_eps": ("eps", 1e-5),
+}
+NO_VISION = IGNORED | {"initializer_factor", "projection_dim", "num_channels"}
+
+
+@dataclass(frozen=True)
+class Vision(Codec):
+    """The table of the image encoder (CLIP's)."""
+
+    def read(self, value: Any, config: Config) -> Changes:
+        strange = [
+            k for k in value if k not in VISION and k not in NO_VISION and k not in ("model_type", "num_channels")
+        ]
+        if value.get("model_type", "clip_vision_model") != "clip_vision_model" or value.get("num_channels", 3) != 3:
+            raise TerakoyaError("", given=value.get("model_type"), allowed="clip_vision_model, with three channels")
+        if strange:
+            raise TerakoyaError("", "has no meaning for this family", given=strange)
+        return {"sight": spec.Sight(**{ours: value.get(k, default) for k, (ours, default) in VISION.items()})}
+
+    def write(self, s: spec.Model) -> Any:
+        if s.sight is None:
+            return None
+        return {"model_type": "clip_vision_model"} | {k: getattr(s.sight, ours) for k, (ours, _) in VISION.items()}
+
+
+@dataclass(frozen=True)
+class FromLast(Codec):
+    """Which layer's output counts, from the last: -2 there, 2 here."""
+
+    def read(self, value: Any, config: Config) -> Changes:
+        if not isinstance(value, int) or value >= 0:
+            raise TerakoyaError("", given=value, allowed="one negative number")
+        return {"sight.cut": -value}
+
+    def write(self, s: spec.Model) -> Any:
+        return -s.sight.cut if s.sight else None

@@ -65,17 +65,6 @@ NODES = (
         note=Note("Amazon's own models behind the Bedrock service", "Bedrock で提供される Amazon 自身のモデル群"),
     ),
     Closed(
-        name="alexatm",
-        title="AlexaTM",
-        born="2022-08",
-        parent="mbart",
-        note=Note(
-            "a multilingual encoder–decoder of 20 billion, trained to denoise and to continue",
-            "二百億パラメータの多言語エンコーダー・デコーダー。復元と続きの生成の両方で訓練",
-        ),
-        paper="Soltan 2022, arXiv:2208.01448",
-    ),
-    Closed(
         name="bard",
         title="Bard",
         born="2023-02",
