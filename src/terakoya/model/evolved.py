@@ -12,7 +12,6 @@ from terakoya.model.kernels import FAST, Kernels, Mixer, Short, parts, sequences
 from terakoya.model.norm import Norm
 from terakoya.ops.sequences import Sequences
 
-
 NORM = spec.LayerNorm(1e-6)  # tensor2tensor's
 
 
