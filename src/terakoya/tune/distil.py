@@ -152,7 +152,7 @@ def _asked(teacher: Model, batch: Batch, plan: Distil) -> tuple[Tensor, Tensor]:
     """Return the top tokens and their log-probabilities among themselves: (S, K) int32, (S, K)."""
     hidden = teacher(batch.tokens, context_of(batch))[batch.weights != 0]
     ids, logp = [], []
-    for part in hidden.split(max(1, CHUNK // teacher.head.weight.shape[0])):
+    for part in hidden.split(max(1, CHUNK // teacher.spec.vocab)):
         best = (teacher.head(part).float() / plan.temperature).topk(plan.top, -1)
         ids.append(best.indices.int().cpu())
         logp.append(torch.log_softmax(best.values, -1).cpu())
