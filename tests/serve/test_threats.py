@@ -1,0 +1,195 @@
+"""The table of threats to a server, where no other test stands for a row already: each as somebody would try it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from terakoya.serve.settings import Limits
+from terakoya.serve.shelf import Shelf
+from tests.serve.conftest import Running, listening, tiny_loaded, wait
+from tests.serve.test_ends import CHAT, CHILD, LONG
+from tests.serve.test_guard import connect, head, rest
+
+
+@pytest.fixture(scope="module")
+def roomy() -> Iterator[Running]:
+    with listening(Shelf({"tiny": lambda: tiny_loaded(context=4096)}, Limits(running=16))) as found:
+        yield found
+
+
+WORST = {"one letter": "a", "kana": "あ", "joined": "👩\u200d👩\u200d👧", "marks": "e\u0301\u0316\u0323", "lines": "\n"}
+
+
+@pytest.mark.parametrize("what", list(WORST))
+def test_a_body_full_of_the_worst_text(running: Running, what: str) -> None:
+    """Refused for its length, and meanwhile others are answered."""
+    unit = WORST[what]
+    said = unit * ((2 << 20) // (len(unit.encode()) + 1) - 100)
+    waited: list[float] = []
+    done = threading.Event()
+
+    def others() -> None:
+        while not done.is_set():
+            began = time.monotonic()
+            httpx.get(running.url + "/health", timeout=100)
+            waited.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        content = json.dumps({"messages": [{"role": "user", "content": said}]}, ensure_ascii=False).encode()
+        reply = running.http.post(CHAT, content=content, headers={"content-type": "application/json"})
+    finally:
+        done.set()
+        thread.join()
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded"), reply.text
+    assert len(reply.content) < 2000
+    assert len(waited) > 1
+
+
+def test_numbers_that_are_none(roomy: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN in the scores of one among several: that one breaks off, the others are what they are alone."""
+    engine = roomy.shelf.open["tiny"].engine
+    prompts = ("寺", "子", "屋", "POISON")
+    bodies = [{"prompt": p, "max_tokens": 60, "ignore_eos": True, "temperature": 0} for p in prompts]
+
+    def text(body: dict[str, object]) -> str:
+        reply = httpx.post(roomy.url + "/v1/completions", json=body, timeout=200)
+        return reply.json()["choices"][0]["text"] if reply.status_code == 200 else str(reply.status_code)
+
+    alone = [text(b) for b in bodies[:3]]
+    advance = engine._advance
+
+    def spoilt(rows: list, logits: torch.Tensor) -> None:
+        at = 0
+        for row in rows:
+            begin, at = at, at + (1 + row.draft if row.caught_up else 0)
+            if bytes(i for i in row.choice.ids if i < 256).startswith(b"POISON"):
+                logits[begin:at] = float("nan")
+        advance(rows, logits)
+
+    monkeypatch.setattr(engine, "_advance", spoilt)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(text, bodies))
+    assert found == [*alone, "500"]
+    assert roomy.http.get("/health").status_code == 200
+    assert 'terakoya_failures_total{model="tiny"} 1' in roomy.http.get("/metrics").text
+
+
+def test_readers_that_never_read_do_not_hold_others_up() -> None:
+    limits = Limits(running=32, write_seconds=0.5)
+    with listening(Shelf({"tiny": lambda: tiny_loaded(context=4096)}, limits)) as running:
+        asked = LONG | {"stream": True, "max_tokens": 3900, "n": 2, "logprobs": True, "top_logprobs": 20}
+        data = json.dumps(asked).encode()
+        raw = head(running, f"Content-Length: {len(data)}") + data
+        deaf = []
+        for _ in range(6):
+            s = socket.socket()
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
+            s.sendall(raw)
+            deaf.append(s)
+        wait(lambda: running.shelf.open["tiny"].users == 6)
+        short = {"messages": LONG["messages"], "max_tokens": 5}
+        assert running.post(CHAT, short).status_code == 200
+        wait(lambda: running.shelf.open["tiny"].users == 0, 120)
+        for s in deaf:
+            s.close()
+
+
+def test_one_listening_socket_on_the_loopback(roomy: Running) -> None:
+    """Nothing else of this process can be reached: no port for workers, nothing on other addresses."""
+    if not Path("/proc/self/net/tcp").exists():
+        pytest.skip("read from /proc")
+    inodes = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            inodes.add(os.readlink(fd))
+        except OSError:
+            continue
+    port = f"{int(roomy.url.rpartition(':')[2]):04X}"
+    lines = [x.split() for x in Path("/proc/self/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    mine = [x[1] for x in lines if x[3] == "0A" and f"socket:[{x[9]}]" in inodes]
+    assert f"0100007F:{port}" in mine
+    assert all(address.startswith("0100007F:") for address in mine)
+
+
+def test_the_routes_are_these(running: Running) -> None:
+    """A new route is a new way in: it is added here by hand."""
+    known = set(running.http.get("/openapi.json").json()["paths"])
+    assert known == {
+        "/v1/models", "/v1/models/{name}", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses",
+        "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/api/chat", "/api/generate", "/api/embed",
+        "/api/embeddings", "/api/tags", "/api/ps", "/api/show", "/api/version", "/health", "/ready", "/metrics",
+        "/tokenize", "/detokenize", "/apply-template",
+    }  # fmt: skip
+
+
+def test_old_and_odd_http(running: Running) -> None:
+    """HTTP/1.0, HEAD, pipelining, Expect, an absolute address, bare line ends: answered or refused, never a 500."""
+    host = running.url.removeprefix("http://")
+    get = f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    tries = {
+        f"GET /health HTTP/1.0\r\nHost: {host}\r\n\r\n": b" 200 ",
+        f"HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n": b" 200 ",
+        f"GET http://{host}/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n": b"",
+        f"GET /health HTTP/1.1\nHost: {host}\n\n": b"",
+        f"GET /health HTTP/1.1\r\nHost: {host}\r\nX: a\r\n b\r\nConnection: close\r\n\r\n": b"",
+        f"TRACE / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n": b" 40",
+        f"GET /health HTTP/9.9\r\nHost: {host}\r\n\r\n": b"",
+        "\x16\x03\x01\x02\x00\x01\x00": b"",
+    }
+    for raw, wanted in tries.items():
+        with closing(connect(running)) as s:
+            s.settimeout(5)
+            s.sendall(raw.encode("latin-1"))
+            got = rest(s)
+        assert b" 500 " not in got.split(b"\r\n")[0]
+        assert wanted in got.split(b"\r\n")[0], raw
+    with closing(connect(running)) as s:
+        s.settimeout(5)
+        s.sendall((get * 3).encode())
+        assert rest(s).count(b"HTTP/1.1 200") == 3
+    data = json.dumps({"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).encode()
+    with closing(connect(running)) as s:
+        s.settimeout(20)
+        s.sendall(head(running, f"Content-Length: {len(data)}", "Expect: 100-continue", "Connection: close"))
+        assert s.recv(100).startswith(b"HTTP/1.1 100")
+        s.sendall(data)
+        assert b" 200 " in rest(s)
+    assert running.http.get("/health").status_code == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_the_second_signal_ends_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", CHILD, "60"], stdout=subprocess.PIPE, encoding="utf-8") as child:
+        assert child.stdout is not None
+        url = child.stdout.readline().strip()
+        try:
+            wait(lambda: httpx.get(url + "/ready").status_code == 200, 120)
+            with httpx.stream("POST", url + CHAT, json=LONG | {"stream": True}, timeout=200) as reply:
+                pieces = reply.iter_raw()
+                next(pieces)
+                child.send_signal(signal.SIGTERM)
+                time.sleep(0.5)
+                began = time.monotonic()
+                child.send_signal(signal.SIGTERM)
+                assert child.wait(50) == 0
+                assert time.monotonic() - began < 40  # not the grace of 60
+        finally:
+            child.kill()
