@@ -326,7 +326,7 @@ VISION = {  # CLIP's keys: ours, and what leaving them out means
     "hidden_act": ("act", "quick_gelu"),
     "layer_norm_eps": ("eps", 1e-5),
 }
-NO_VISION = IGNORED | {"initializer_factor", "projection_dim", "num_channels"}
+NO_VISION = IGNORED | {"initializer_factor", "projection_dim", "num_channels", "vocab_size"}
 
 
 @dataclass(frozen=True)
