@@ -146,6 +146,9 @@ def test_a_notebook(page: Page) -> None:
     page.until(f"document.querySelector('#note-text').value.length > 6 && {IDLE}")
     page.click("#undo")
     assert page.run("document.querySelector('#note-text').value") == "むかしむかし"
+    page.click("#language")
+    lines = "getComputedStyle(document.querySelector('#send')).whiteSpace"
+    assert page.run(lines) == "nowrap"  # 続きを書く stays one word
 
 
 def test_export_and_import(page: Page) -> None:
