@@ -44,6 +44,7 @@ REACHES_OUT = {
 MAY_REACH_OUT: dict[str, dict[str, str]] = {
     "sandbox.py": {"subprocess": "runs code of models in a sandbox, or not at all"},
     "ops/compile.py": {"subprocess": "runs the system's C compiler on our own sources"},
+    "tune/writers.py": {"http.client": "asks a server that the user names to write examples"},
     "serve/server.py": {"uvicorn": "listens for clients, on the loopback unless told otherwise"},
 }
 

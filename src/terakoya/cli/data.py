@@ -1,4 +1,4 @@
-"""terakoya data build, show."""
+"""terakoya data build, show, synth."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ from terakoya.train.run import Run
 
 
 def data(args: argparse.Namespace) -> None:
-    """Dispatch the two actions."""
-    {"build": _build, "show": _show}[args.action](args)
+    """Dispatch the actions."""
+    {"build": _build, "show": _show, "synth": _synth}[args.action](args)
+
+
+def _synth(args: argparse.Namespace) -> None:
+    from terakoya.cli.synth import synth
+
+    synth(args)
 
 
 def _build(args: argparse.Namespace) -> None:

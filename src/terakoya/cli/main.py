@@ -164,6 +164,21 @@ def _data(p: argparse.ArgumentParser) -> None:
     s.add_argument("run", metavar="RUN", help="the folder of a run")
     s.add_argument("--step", metavar="N", type=int, default=1, help="from 1 (default 1)")
     s.add_argument("--rows", metavar="N", type=int, default=4, help="rows to print (default 4; 0: all)")
+    m = _action(verbs, "synth", "Let a model write examples. モデルに例文を書かせる。")
+    m.add_argument("writer", metavar="WRITER", help="a model, as for chat, or an OpenAI-like server's http(s)://host/v1")
+    m.add_argument("seeds", metavar="SEEDS", help="rows with prompts to begin with: .jsonl(.zst), .parquet or a folder")
+    m.add_argument("out", metavar="FILE", help="a new .jsonl file")
+    m.add_argument("--way", default="instruct", choices=["instruct", "explain"], help="new tasks, or explained answers")
+    m.add_argument("--lang", default="ja", choices=["ja", "en"], help="language of the examples (default ja)")
+    m.add_argument("--count", metavar="N", type=int, default=100, help="rows to make (default 100)")
+    m.add_argument("--tokens", metavar="N", type=int, default=256, help="length of an answer at most (default 256)")
+    m.add_argument("--temperature", metavar="X", type=float, default=0.8, help="(default 0.8)")
+    m.add_argument("--seed", metavar="N", type=int, default=0, help="the same seed and model give the same rows")
+    m.add_argument("--name", metavar="NAME", default="default", help="the model's name on the server")
+    m.add_argument("--key", metavar="VARIABLE", default="", help="environment variable that holds the server's key")
+    m.add_argument(
+        "--benchmark", action="append", default=[], metavar="FILE", help="rows no question may copy; may be repeated"
+    )
 
 
 def _translate(p: argparse.ArgumentParser) -> None:
