@@ -13,6 +13,7 @@ from terakoya.model import spec_recurrent as kinds
 from terakoya.model.context import Context
 from terakoya.model.kernels import FAST, Kernels, Mixer, exact, parts, sequences
 from terakoya.ops.scan import peak
+from terakoya.ops.sequences import Sequences
 
 
 class Rwkv4(Mixer):
@@ -42,7 +43,7 @@ class Rwkv4(Mixer):
         return self.o(r * y.to(x.dtype))
 
     def wkv(
-        self, k: Tensor, v: Tensor, order: object, total: Tensor | None, most: Tensor | None, by: Kernels
+        self, k: Tensor, v: Tensor, order: Sequences, total: Tensor | None, most: Tensor | None, by: Kernels
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Take the fading mean: k, v (T, A), total (N, 2, A), most (N, A) -> (T, A), total, most."""
         w, u = -exact(self.decay).exp(), exact(self.first)

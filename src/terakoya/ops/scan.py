@@ -25,7 +25,7 @@ def scan(a: Tensor, b: Tensor, sequences: Sequences, start: Tensor | None = None
         h = a * start + b
         return h, h
     if torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, start)):
-        h = _Scan.apply(a, b, start, sequences)
+        h: Tensor = _Scan.apply(a, b, start, sequences)  # type: ignore[assignment]
     else:
         h = _run(a, b, start, sequences)
     return h, h[sequences.last]

@@ -49,7 +49,8 @@ def fixed(q: Tensor, k: Tensor, v: Tensor, scale: float, block: int, summary: in
 def _blocks(q: Tensor, k: Tensor, v: Tensor, ok: Tensor, scale: float) -> Tensor:
     """Attend in every block: q (B, n, w, H, K), k, v (B, n, S, G, K), ok (n, w, S) -> (B, n w, H, K)."""
     B = q.shape[0]
-    y = _sdpa(*(x.flatten(0, 1).transpose(1, 2) for x in (q, k, v)), ok.repeat(B, 1, 1)[:, None], scale)
+    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))
+    y = _sdpa(q, k, v, ok.repeat(B, 1, 1)[:, None], scale)
     return y.transpose(1, 2).unflatten(0, (B, -1)).flatten(1, 2)
 
 

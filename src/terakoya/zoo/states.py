@@ -161,7 +161,7 @@ class Unlimited(Codec):
     """A range that step sizes are clamped to: only the open one is known here."""
 
     def read(self, value: Any, config: Config) -> Changes:
-        given = [v.get("__float__") if isinstance(v, dict) else v for v in value or ()]  # JSON has no infinity
+        given = [v.get("__float__", 0) if isinstance(v, dict) else v for v in value or ()]  # JSON has no infinity
         if value is not None and [float(v) for v in given] != [0.0, math.inf]:
             raise TerakoyaError("", "is a structure we do not have", given=value, allowed="(0, inf)")
         return {}
