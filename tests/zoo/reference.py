@@ -330,7 +330,7 @@ SIZES = frozenset(  # keys that every real config.json holds
     attention_hidden_size context_length expand head_dim num_heads n_groups
     encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads encoder_ffn_dim decoder_ffn_dim
     num_decoder_layers d_kv d_ff dim n_heads hidden_dim embedding_size type_vocab_size entity_vocab_size entity_emb_size
-    d_inner d_head num_sparse_encoder_layers num_sparse_decoder_layers
+    text_config vision_config d_inner d_head num_sparse_encoder_layers num_sparse_decoder_layers
     kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim query_pre_attn_scalar
     """.split()  # noqa: SIM905
 )

@@ -35,8 +35,7 @@ class Words:
     def cut(self, text: str) -> list[str]:
         """Cut a text into words, in compatibility form (NFKC)."""
         text = unicodedata.normalize("NFKC", text)
-        found = _tagger(self.dictionary, self.option)(text) if self.by == "mecab" else [text]
-        words = [w.surface for w in found] if self.by == "mecab" else [text]
+        words = [w.surface for w in _tagger(self.dictionary, self.option)(text)] if self.by == "mecab" else [text]
         return [w.lower() for w in words] if self.lower else words
 
 
