@@ -1,241 +1,212 @@
-"""Decoding and prefill on the CPU: the native program, transformers, and llama.cpp where it is installed.
+"""Decoding, prefill and start on the CPU, side by side: terakoya's Engine, llama.cpp and transformers.
 
-    python bench/decode.py [--model smollm2-135m-instruct] [--batches 1 4 16] [--contexts 128 1024] [--rounds 3]
-                           [--tokens 24] [--only ours llama transformers] [--threads 2]
+    python bench/decode.py [--parts decode prefill start] [--kinds q4_0 q8_0] [--only ours llama transformers]
+                           [--batches 1 4 16] [--contexts 128 1024] [--prefills 32 512 1024] [--rounds 3] [--tokens 32]
+                           [--threads 2] [--llama FOLDER] [--files FOLDER] [--out docs/decode.json]
 
-Rounds are interleaved, so that what else the machine does hits all alike; each figure is the median and the best of all
-steps. `ours` decodes batch 1 through `terakoya.engine.generate.generate` (sampling and detokenising included) and
-larger batches through `Native.step`. llama.cpp is used through llama-cpp-python on the same GGUF file, set
-OMP_WAIT_POLICY=active for its best. The roofline is the time to read the weights once, at the speed at which the same
-threads read them in the same round.
+Every contender is a process of its own, asked in turn, round after round, and stopped (SIGSTOP) while others work, so
+that what else the machine does hits all alike; each figure is the median of all steps of all rounds, and the best.
+`ours` is the public API: scheduler, sampling (greedy) and detokenising included. llama.cpp reads the very same GGUF
+files, with OMP_WAIT_POLICY=active, its best setting here: `llama` is llama-cpp-python built for this machine
+(`--llama` is a folder to import it from), `wheel` the published xllamacpp. Files of types that the model does not come
+in are rounded from it, for speed only. The roofline is the time to read the weights once, at the speed at which the
+same threads read them in the same run. Results are added to the file, so that it can be filled in parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
+from terakoya.models import find, open_model
+from terakoya.zoo.convert import save
+from terakoya.zoo.gguf import GGUF
+from terakoya.zoo.gguf_model import save_gguf
 
-from terakoya.engine.generate import generate
-from terakoya.engine.native import Native, NativeModel
-from terakoya.engine.sampling import Sampling
-from terakoya.models import find
-from terakoya.zoo.convert import Loaded, load, save
-
-Steps = list[float]  # seconds of each
+HERE = Path(__file__).resolve().parent
+MODEL = "smollm2-135m-instruct"
 
 
-def timed(step: Callable[[int], object], count: int) -> Steps:
-    out = []
-    for number in range(count):
-        began = time.perf_counter()
-        step(number)
-        out.append(time.perf_counter() - began)
+class Contender:
+    """A process that answers, and sleeps while it is not asked."""
+
+    def __init__(self, kind: str, file: Path, given: argparse.Namespace, room: int) -> None:
+        env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        if kind in ("llama", "wheel"):
+            env |= {"OMP_WAIT_POLICY": "active"}
+            env |= {"PYTHONPATH": given.llama} if given.llama and kind == "llama" else {}
+        words = [sys.executable, str(HERE / "contenders.py"), kind, str(file), str(given.threads), str(room)]
+        self.process = subprocess.Popen(words, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.line()
+        self.process.send_signal(signal.SIGSTOP)
+
+    def line(self) -> Any:
+        assert self.process.stdout is not None
+        told = self.process.stdout.readline()
+        if not told:
+            raise RuntimeError("a contender has died")
+        return json.loads(told)
+
+    def ask(self, *what: object) -> list[float]:
+        assert self.process.stdin is not None
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        found = self.line()
+        self.process.send_signal(signal.SIGSTOP)
+        return found
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def files_of(given: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """Return the model in every type asked for, and as a folder for transformers."""
+    source, out = find(given.model), {}
+    own = {i.kind.name.lower() for i in GGUF.open(source).tensors.values()} if source.suffix == ".gguf" else set()
+    for kind in given.kinds:
+        out[kind] = source if kind in own else folder / f"{kind}.gguf"
+        if not out[kind].exists():
+            save_gguf(open_model(given.model), out[kind], kind)
+    if "transformers" in given.only:
+        out["folder"] = folder / "fp32"
+        if not out["folder"].exists():
+            save(open_model(given.model), out["folder"])
     return out
 
 
-def prompt(loaded: Loaded, count: int) -> list[int]:
-    assert loaded.tokenizer is not None
-    text = "The history of schools begins long before the first of them had a name or a roof. " * (count // 8 + 4)
-    return loaded.tokenizer.encode(text)[:count]
+def interleaved(contenders: dict[str, Contender], rounds: int, *what: object) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, contender in contenders.items():
+            taken = contender.ask(*what)
+            if number:  # the first is to warm up
+                times[name] += taken
+    return times
 
 
-class Ours:
-    """The native program."""
-
-    def __init__(self, loaded: Loaded, weights: Any, threads: int) -> None:
-        self.loaded, self.native = loaded, Native.lower(loaded, weights, threads)
-        self.model = NativeModel(self.native)
-        self.torch_threads = 1  # what PyTorch still does is small, and its threads spin where ours work
-
-    def decode(self, batch: int, context: int, tokens: int) -> Steps:
-        """Return the seconds per step, after a prompt of `context` tokens in each of `batch` sequences."""
-        ids = prompt(self.loaded, context)
-        if batch == 1:
-            return self.public(ids, tokens)
-        slots = [self.native.slot() for _ in range(batch)]
-        for slot in slots:
-            self.native.step(ids, [slot], [len(ids)])
-        new = [ids[-1]] * batch
-
-        def step(_: int) -> None:
-            nonlocal new
-            new = self.native.step(new, slots, [1] * batch).argmax(-1).tolist()
-
-        return timed(step, tokens)
-
-    def public(self, ids: list[int], tokens: int) -> Steps:
-        assert self.loaded.tokenizer is not None
-        sampling = Sampling(temperature=0, max_tokens=tokens + 1, min_tokens=tokens + 1)
-        answer = generate(self.model, self.loaded.tokenizer, ids, sampling)  # type: ignore[arg-type]
-        next(answer)
-        return timed(lambda _: next(answer), tokens)
-
-    def prefill(self, count: int) -> Steps:
-        ids, slot = prompt(self.loaded, count), self.native.slot()
-        return timed(lambda _: self.native.step(ids, [slot], [count]), 1)
-
-    def roofline(self) -> float:
-        return self.native.program.weights.nbytes / max(self.native.program.read_speed(4) for _ in range(3))
-
-
-class Transformers:
-    """`generate` in fp32 with its own cache."""
-
-    def __init__(self, loaded: Loaded) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.loaded, self.torch_threads = loaded, torch.get_num_threads()
-        with tempfile.TemporaryDirectory() as folder:
-            save(loaded, Path(folder))
-            self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
-
-    @torch.inference_mode()
-    def generate(self, batch: int, context: int, tokens: int) -> Steps:
-        """Return the seconds to each token, the first with the prompt."""
-        ids, seen = torch.tensor([prompt(self.loaded, context)] * batch), [time.perf_counter()]
-
-        def note(*_: object) -> bool:
-            seen.append(time.perf_counter())
-            return False
-
-        self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-            stopping_criteria=[note],
-        )  # fmt: skip
-        return [b - a for a, b in pairwise(seen)]
-
-    def decode(self, batch: int, context: int, tokens: int) -> Steps:
-        return self.generate(batch, context, min(tokens, 8) + 1)[1:]
-
-    def prefill(self, count: int) -> Steps:
-        return self.generate(1, count, 1)
-
-
-class Llama:
-    """llama.cpp through llama-cpp-python's low-level calls."""
-
-    def __init__(self, loaded: Loaded, path: Path, threads: int, batch: int, context: int) -> None:
-        import llama_cpp as c
-
-        self.c, self.loaded, self.torch_threads = c, loaded, 1
-        c.llama_backend_init()
-        params = c.llama_model_default_params()
-        self.model = c.llama_model_load_from_file(str(path).encode(), params)
-        setting = c.llama_context_default_params()
-        setting.n_ctx, setting.n_batch, setting.n_ubatch, setting.n_seq_max = batch * (context + 128), 1024, 512, batch
-        setting.n_threads = setting.n_threads_batch = threads
-        self.context = c.llama_init_from_model(self.model, setting)
-        assert self.context, "llama.cpp gives no context"
-        self.rows = c.llama_batch_init(1024, 0, 1)
-
-    def feed(self, tokens: list[tuple[int, int, int, bool]]) -> None:
-        """Run (token, position, sequence, whether logits are wanted)."""
-        b = self.rows
-        b.n_tokens = len(tokens)
-        for n, (token, position, sequence, wanted) in enumerate(tokens):
-            b.token[n], b.pos[n], b.n_seq_id[n] = token, position, 1
-            b.seq_id[n][0], b.logits[n] = sequence, int(wanted)
-        assert self.c.llama_decode(self.context, b) == 0
-
-    def clear(self) -> None:
-        self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
-
-    def decode(self, batch: int, context: int, tokens: int) -> Steps:
-        ids = prompt(self.loaded, context)
-        self.clear()
-        for sequence in range(batch):
-            self.feed([(t, n, sequence, n + 1 == context) for n, t in enumerate(ids)])
-
-        def step(n: int) -> None:
-            self.feed([(ids[n % context], context + n, s, True) for s in range(batch)])
-            for s in range(batch):  # what a sampler would look at
-                self.c.llama_get_logits_ith(self.context, s)[0]
-
-        return timed(step, tokens)
-
-    def prefill(self, count: int) -> Steps:
-        ids = prompt(self.loaded, count)
-        self.clear()
-
-        def step(_: int) -> None:
-            self.feed([(t, n, 0, n + 1 == count) for n, t in enumerate(ids)])
-            self.c.llama_get_logits_ith(self.context, count - 1)[0]
-
-        return timed(step, 1)
-
-
-def report(title: str, times: dict[str, Steps], work: int, bound: float | None) -> None:
-    ours = statistics.median(times["ours"]) if "ours" in times else None
+def told(title: str, times: dict[str, list[float]], work: int, found: dict[str, Any], floor: float | None) -> None:
+    """Print tokens/s and how often ours is as fast, and keep both."""
+    rate = {name: work / statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
-        middle, best = statistics.median(values), min(values)
-        line = f"{title}  {name:<13}{work / middle:8.1f} tokens/s (best {work / best:7.1f})"
-        if ours is not None and name != "ours":
-            line += f"   ours is {middle / ours:5.2f} times as fast"
-        if bound is not None and name == "ours":
-            line += f"   {100 * bound / middle:3.0f} % of the roofline (best {100 * bound / best:3.0f} %)"
+        line = f"{title:<28}{name:<16}{rate[name]:9.1f} tokens/s (best {work / min(values):9.1f})"
+        row = found.setdefault(title, {}).setdefault(name, {})
+        row |= {"tokens_per_second": round(rate[name], 1), "best": round(work / min(values), 1), "steps": len(values)}
+        kind = name.partition(" ")[2]
+        ours = rate.get(f"ours {kind}") or next((r for n, r in rate.items() if n.startswith("ours")), None)
+        if ours and not name.startswith("ours"):
+            row["ours_is_times"] = round(ours / rate[name], 2)
+            line += f"   ours is {ours / rate[name]:5.2f} times as fast"
+        if floor and name.startswith("ours"):
+            row["of_roofline"] = round(floor * rate[name] / work, 3)
+            line += f"   {floor * rate[name] / work:4.0%} of the roofline"
         print(line, flush=True)
 
 
-def interleaved(
-    contenders: dict[str, Any], run: Callable[[Any], Steps], rounds: int, bound: Callable[[], float] | None
-) -> tuple[dict[str, Steps], float | None]:
-    times: dict[str, Steps] = {name: [] for name in contenders}
-    bounds = []
-    for number in range(rounds + 1):
-        for name, contender in contenders.items():
-            torch.set_num_threads(contender.torch_threads)
-            taken = run(contender)
-            if number:  # the first is to warm up
-                times[name] += taken
-        if bound:
-            bounds.append(bound())
-    return times, min(bounds) if bounds else None
+def started(given: argparse.Namespace, files: dict[str, Path], found: dict[str, Any]) -> None:
+    """Time from nothing to one token, each process by itself."""
+    one = ["--max-tokens", "1", "--temperature", "0"]
+    llama = (
+        "import sys, llama_cpp; m = llama_cpp.Llama(sys.argv[1], n_threads=2, verbose=False);"
+        "print(m.create_completion('The', max_tokens=1))"
+    )
+    reference = (
+        "import sys, torch; from transformers import AutoModelForCausalLM as A; m = A.from_pretrained(sys.argv[1]);"
+        "print(m.generate(torch.tensor([[504]]), max_new_tokens=1, do_sample=False))"
+    )
+    kind = given.kinds[0]
+    runs = {"python": ["-c", "pass"], "import torch": ["-c", "import torch"]}
+    runs[f"ours {kind}"] = ["-m", "terakoya", "generate", str(files[kind]), "The", *one]
+    if "llama" in given.only:
+        runs[f"llama {kind}"] = ["-c", llama, str(files[kind])]
+    if "folder" in files:
+        runs["transformers fp32"] = ["-c", reference, str(files["folder"])]
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    env |= {"PYTHONPATH": given.llama} if given.llama else {}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(given.rounds + 1):
+        for name, words in runs.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *words], env=env, check=True, capture_output=True)
+            times[name] += [time.perf_counter() - began] * (number > 0)
+    for name, values in times.items():
+        print(f"{'start to first token':<28}{name:<16}{statistics.median(values):9.2f} s", flush=True)
+        found.setdefault("start to first token", {})[name] = {"seconds": round(statistics.median(values), 3)}
+
+
+def measured(given: argparse.Namespace, files: dict[str, Path], found: dict[str, Any]) -> None:
+    room = max(
+        [max(given.batches) * (n + given.tokens + 16) for n in given.contexts] + [n + 64 for n in given.prefills]
+    )
+    contenders: dict[str, Contender] = {}
+    try:
+        for kind in given.kinds:
+            for who in ("ours", "llama", "wheel"):
+                if who in given.only:
+                    contenders[f"{who} {kind}"] = Contender(who, files[kind], given, room)
+        if "transformers" in given.only:
+            contenders["transformers fp32"] = Contender("transformers", files["folder"], given, room)
+        if "prefill" in given.parts:
+            for count in given.prefills:
+                times = interleaved(contenders, given.rounds, "prefill", count)
+                told(f"prefill {count}", times, count, found, None)
+                keep(given, found)
+        if "decode" in given.parts:
+            for context in given.contexts:
+                for batch in given.batches:
+                    times = interleaved(contenders, given.rounds, "decode", batch, context, given.tokens)
+                    ours = [n for n in contenders if n.startswith("ours")]
+                    for name in ours if batch == 1 else []:
+                        [floor] = contenders[name].ask("floor")
+                        told(f"decode {batch} at {context}", {name: times[name]}, batch, found, floor)
+                    told(f"decode {batch} at {context}", times, batch, found, None)
+                    keep(given, found)
+    finally:
+        for contender in contenders.values():
+            contender.close()
+
+
+def keep(given: argparse.Namespace, found: dict[str, Any]) -> None:
+    found["machine"] = {"processor": platform.processor() or platform.machine(), "threads": given.threads}
+    Path(given.out).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--parts", nargs="*", default=["decode", "prefill", "start"])
+    parser.add_argument("--kinds", nargs="*", default=["q4_0", "q8_0"])
+    parser.add_argument("--only", nargs="*", default=["ours", "llama", "wheel", "transformers"])
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--contexts", type=int, nargs="*", default=[128, 1024])
-    parser.add_argument("--prefills", type=int, nargs="*", default=[32, 512])
+    parser.add_argument("--prefills", type=int, nargs="*", default=[32, 512, 1024])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--weights", default="gguf", help="gguf (as in the file), int4, int8 or fp32")
-    parser.add_argument("--only", nargs="*", default=["ours", "llama", "transformers"])
+    parser.add_argument("--llama", default="", metavar="FOLDER")
+    parser.add_argument("--files", default="", metavar="FOLDER")
+    parser.add_argument("--out", default="docs/decode.json", metavar="FILE")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    path = find(given.model)
-    loaded = load(path)
-    contenders: dict[str, Any] = {}
-    if "ours" in given.only:
-        contenders["ours"] = Ours(loaded, path if given.weights == "gguf" else given.weights, given.threads)
-        print(contenders["ours"].native)
-    if "llama" in given.only:
-        try:
-            batch, context = max([1, *given.batches]), max([1, *given.contexts, *given.prefills])
-            contenders["llama.cpp"] = Llama(loaded, path, given.threads, batch, context)
-        except ImportError:
-            print("llama-cpp-python is not installed: left out")
-    if "transformers" in given.only:
-        contenders["transformers"] = Transformers(loaded)
-    bound = contenders["ours"].roofline if "ours" in contenders else None
-    for count in given.prefills:
-        times, _ = interleaved(contenders, lambda c, n=count: c.prefill(n), given.rounds, None)
-        report(f"prefill {count:>5}          ", times, count, None)
-    for context in given.contexts:
-        for batch in given.batches:
-            run = lambda c, b=batch, n=context: c.decode(b, n, given.tokens)
-            times, floor = interleaved(contenders, run, given.rounds, bound)
-            report(f"batch {batch:>3} context {context:>5}", times, batch, floor if batch == 1 else None)
+    out = Path(given.out)
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    with tempfile.TemporaryDirectory() as made:
+        files = files_of(given, Path(given.files or made))
+        if "start" in given.parts:
+            started(given, files, found)
+        if {"decode", "prefill"} & set(given.parts):
+            measured(given, files, found)
+    keep(given, found)
 
 
 if __name__ == "__main__":
