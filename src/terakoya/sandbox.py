@@ -10,6 +10,7 @@ What it does not hide: the clock, the processor's kind, and which files exist (t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import secrets
@@ -129,10 +130,8 @@ def _jailed(text: bytes, limits: Limits, work: str) -> Ran:
                 end = "wall"
     finally:
         os.close(said)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # whoever is left; the namespace of processes goes with its first
-        except ProcessLookupError:
-            pass
         process.wait()
         assert process.stdout is not None
         process.stdout.close()

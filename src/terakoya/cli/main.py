@@ -165,7 +165,9 @@ def _data(p: argparse.ArgumentParser) -> None:
     s.add_argument("--step", metavar="N", type=int, default=1, help="from 1 (default 1)")
     s.add_argument("--rows", metavar="N", type=int, default=4, help="rows to print (default 4; 0: all)")
     m = _action(verbs, "synth", "Let a model write examples. モデルに例文を書かせる。")
-    m.add_argument("writer", metavar="WRITER", help="a model, as for chat, or an OpenAI-like server's http(s)://host/v1")
+    m.add_argument(
+        "writer", metavar="WRITER", help="a model, as for chat, or an OpenAI-like server's http(s)://host/v1"
+    )
     m.add_argument("seeds", metavar="SEEDS", help="rows with prompts to begin with: .jsonl(.zst), .parquet or a folder")
     m.add_argument("out", metavar="FILE", help="a new .jsonl file")
     m.add_argument("--way", default="instruct", choices=["instruct", "explain"], help="new tasks, or explained answers")
@@ -242,7 +244,9 @@ def _quantize(p: argparse.ArgumentParser) -> None:
     p.add_argument("--method", default="rtn", choices=["rtn", "gptq", "awq"], help="of int4 (default rtn: rounding)")
     p.add_argument("--group", metavar="N", type=int, help="columns with one scale; 0: a row (default 32)")
     p.add_argument("--table", default="int8", choices=["int8", "same", "none"], help="token table, head (default int8)")
-    p.add_argument("--memory", default="full", choices=["full", "int8", "fp8"], help="of keys and values (default full)")
+    p.add_argument(
+        "--memory", default="full", choices=["full", "int8", "fp8"], help="of keys and values (default full)"
+    )
     p.add_argument("--calibrate", metavar="TEXT", help="a file or folder that gptq and awq look at")
     p.add_argument("--tokens", metavar="N", type=int, default=8192, help="of it to look at (default 8192)")
     p.add_argument("--text", metavar="TEXT", help="another text to measure bits per byte and KL on")

@@ -171,6 +171,7 @@ class Head(nn.Module):
         own = None if h.scores == "nothing" else nn.Parameter(torch.empty(rows, width))
         self.weight = token.weight if words and h.tied else own
         self.bias = nn.Parameter(torch.empty(rows)) if h.bias else None
+        self.shift: Tensor | None
         self.register_buffer("shift", torch.zeros(1, rows) if h.shift else None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class Head(nn.Module):
         if self.project is not None:
             x = self.project(x)
         y = F.linear(x, self.weight, self.bias)
-        if self.spec.shift:
+        if self.shift is not None:
             y = y + self.shift
         if self.spec.scale != 1.0:
             y = y * self.spec.scale

@@ -215,7 +215,7 @@ class Seq2Seq(Model):
         self.writer = StackWriter(plan, self.noise) if deep else GRUWriter(plan.dim)
         self.head = Head(self.spec, self.target.token)
 
-    def read(self, sources: Sequence[Tensor]) -> tuple[Memory, list[State]]:
+    def begin(self, sources: Sequence[Tensor]) -> tuple[Memory, list[State]]:
         """Read B texts -> what the writer looks at, and its first state."""
         lengths = torch.tensor([len(s) for s in sources], device=sources[0].device)
         x = self.noise.drop(self.source(pad_sequence(list(sources), batch_first=True)), self.plan.dropout)
@@ -227,7 +227,7 @@ class Seq2Seq(Model):
         sizes = [b - a for a, b in pairwise(ctx.cu)]
         assert len(sizes) % 2 == 0, "a batch of pairs"
         pieces = tokens.split(sizes)
-        memory, state = self.read(pieces[::2])
+        memory, state = self.begin(pieces[::2])
         y = self.noise.drop(self.target(pad_sequence(list(pieces[1::2]), batch_first=True)), self.plan.dropout)
         out = list[Tensor]()
         for t, step in enumerate(y.unbind(1)):
@@ -245,7 +245,7 @@ class Seq2Seq(Model):
 
         Hypotheses compare by log-probability per token, as Sutskever's and Luong's did.
         """
-        memory, state = self.read([source])
+        memory, state = self.begin([source])
         live = [(0.0, [begin], state, list[Tensor]())]
         done = list[tuple[float, list[int], list[Tensor]]]()
         for t in range(limit):

@@ -250,6 +250,8 @@ class _Lowering:
         for m in b.mix:
             if not isinstance(m, spec.Attention | spec.Latent | spec.MLP | spec.MoE):
                 raise NotLowered(layer, f"{type(m).__name__} has no native instruction")
+            if isinstance(m, spec.Attention) and not isinstance(m.reach, spec.Full | spec.Window | spec.Chunk):
+                raise NotLowered(layer, f"{type(m.reach).__name__} has no native instruction")
         if b.skip != 1.0:
             raise NotLowered(f"{layer}.{names[0]}", "a scaled skip has no native instruction")
         for i, name in enumerate(names):

@@ -94,7 +94,7 @@ def _tagger(dictionary: str | None, option: str) -> Any:
         if not place.is_dir():
             raise TerakoyaError(f"dictionary {dictionary}", "has not been downloaded", hint=f"python -m {dictionary}")
         option = f'-d "{place}" -r "{place / "mecabrc"}" {option}'
-    return fugashi.GenericTagger(option)
+    return fugashi.GenericTagger(option)  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
 
 def is_japanese(folder: Path) -> bool:

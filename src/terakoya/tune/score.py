@@ -43,7 +43,7 @@ def targets_of(
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return -F.cross_entropy(logits / temperature if temperature != 1.0 else logits, t, reduction="none")
 
-    size = max(1, CHUNK // head.weight.shape[0])
+    size = _size(head)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
     if torch.is_grad_enabled() and hidden.requires_grad:
         return torch.cat([checkpoint(part, h, t, use_reentrant=False) for h, t in chunks])
@@ -57,7 +57,7 @@ def mixtures_of(head: Head, hidden: Tensor, ids: Tensor, logp: Tensor, temperatu
         q = torch.log_softmax(head(h).float() / temperature, -1).gather(-1, i)
         return (p.exp() * (p - q)).sum(-1)
 
-    size = max(1, CHUNK // head.weight.shape[0])
+    size = _size(head)
     chunks = zip(hidden.split(size), ids.split(size), logp.split(size), strict=True)
     if torch.is_grad_enabled() and hidden.requires_grad:
         return torch.cat([checkpoint(part, h, i, p, use_reentrant=False) for h, i, p in chunks])
@@ -76,3 +76,8 @@ def sums(scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     owner, count = pieces(batch), len(batch.cu) - 1
     total = scores.new_zeros(count).index_add(0, owner, scores)
     return total, torch.bincount(owner, minlength=count).to(scores.dtype)
+
+
+def _size(head: Head) -> int:
+    assert head.weight is not None, "who scores words has a head"
+    return max(1, CHUNK // head.weight.shape[0])

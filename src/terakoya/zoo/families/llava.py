@@ -28,6 +28,13 @@ SEES: tuple[Rule, ...] = (
     ("sight.join.down.*", "multi_modal_projector.linear_2.*"),
 )
 
+
+def inside(rule: Rule) -> Rule:
+    """Where the language model's weight lies among the picture's."""
+    ours, theirs = rule[0], f"language_model.{rule[1]}"
+    return (ours, theirs, rule[2]) if len(rule) == 3 else (ours, theirs)
+
+
 FAMILIES = (
     Family(
         name="llava",
@@ -67,6 +74,6 @@ FAMILIES = (
             "image_seq_length": Codec(),
             "ignore_index": Codec(),
         },
-        names=(*((ours, f"language_model.{theirs}", *layout) for ours, theirs, *layout in WORDS),),
+        names=tuple(inside(rule) for rule in WORDS),
     ),
 )
