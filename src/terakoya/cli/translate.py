@@ -49,7 +49,10 @@ def translate(args: argparse.Namespace) -> None:
     for name in ("beam", "max_tokens"):
         if getattr(args, name) < 1:
             raise TerakoyaError(f"--{name.replace('_', '-')}", given=getattr(args, name), allowed="1 or more")
-    if "pairs" not in config.read_table(Path(args.run) / "recipe.toml"):
+    written = Path(args.run) / "recipe.toml"
+    if not written.exists():
+        raise TerakoyaError(args.run, "is no run: it has no recipe.toml")
+    if "pairs" not in config.read_table(written):
         from terakoya.cli import understand
 
         understand.translate(args)

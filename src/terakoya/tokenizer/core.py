@@ -135,8 +135,8 @@ class Tokenizer:
     def _run(self, text: str, opens: bool) -> list[int]:
         if not text:
             return []
-        rust = self._plain if opens else self._inner
-        return guarded(self.name, lambda: rust.encode(text, add_special_tokens=False).ids)
+        rust = self._plain if opens else self._inner  # a batch of one: `encode` would hold up all other threads
+        return guarded(self.name, lambda: rust.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     # ---- ids to text
 
