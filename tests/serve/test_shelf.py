@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from terakoya.cli.main import parser
+from terakoya.cli.serve import serve
+from terakoya.errors import TerakoyaError
 from terakoya.serve.memory import available
 from terakoya.serve.settings import Limits
 from terakoya.serve.shelf import Shelf
@@ -93,3 +96,25 @@ def test_a_client_of_ollama_says_how_long(stay: object) -> None:
     with listening(shelf) as running:
         assert running.post("/api/generate", {"model": "tiny", "prompt": "x", "keep_alive": stay}).status_code == 200
         wait(lambda: not shelf.open)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"by": "torch"}, "PyTorch"),
+        ({"by": "native", "weights": "int8"}, "weights int8 (inputs of layers in int8)"),
+        ({"weights": "int4"}, "weights int4 (inputs of layers in int8)"),
+    ],
+)
+def test_who_computes_is_asked_for_once_for_all_models(more: dict, words: str) -> None:
+    shelf = Shelf(dict.fromkeys("ab", tiny_loaded), Limits(), **more)
+    with listening(shelf) as running:
+        assert [ask(running, name) for name in "ab"] == [200, 200]
+        assert all(words in shelf.open[name].engine.describe() for name in "ab")
+
+
+def test_smaller_weights_that_nobody_can_compute_with_are_one_line() -> None:
+    for more in (["--by", "torch"], ["--device", "cuda"]):
+        args = parser().parse_args(["serve", "somewhere", "--weights", "int4", *more])
+        with pytest.raises(TerakoyaError, match="--weights: .int4. .*native program only"):
+            serve(args)

@@ -89,6 +89,7 @@ def _serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may ask")
     p.add_argument("--insecure", action="store_true", help="let others in without a key")
     p.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    _runner(p)
     p.add_argument("--keep", metavar="N", type=int, default=0, help="models open at once (default: all)")
     p.add_argument(
         "--idle", metavar="MIN", type=float, default=0.0, help="close a model after so long (default: never)"

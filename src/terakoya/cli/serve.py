@@ -36,6 +36,11 @@ def serve(args: argparse.Namespace) -> None:
             waiting=int(_positive("--queue", args.queue)), answer=int(_positive("--max-tokens", args.max_tokens))
         ),
     )
+    if args.weights and (args.by == "torch" or args.device != "cpu"):
+        raise TerakoyaError(
+            "--weights", "are made smaller for the native program only", given=args.weights,
+            allowed="with --device cpu, without --by torch",
+        )  # fmt: skip
     openers = named(args.models, lambda name: open_model(name, device=args.device))
     for model in args.models:
         find(model.partition("=")[2] or model)
@@ -46,6 +51,8 @@ def serve(args: argparse.Namespace) -> None:
         most=args.keep,
         idle=args.idle * 60,
         deterministic=args.deterministic,
+        weights=args.weights,
+        by=args.by,
     )
     made = server(shelf, settings)
     made.announce = lambda: logging.getLogger("terakoya.serve").info(

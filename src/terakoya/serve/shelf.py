@@ -18,8 +18,10 @@ import torch
 
 from terakoya.engine.engine import Engine
 from terakoya.engine.regions import Region, regions_of
+from terakoya.engine.runner import By
 from terakoya.engine.template import Jinja
 from terakoya.errors import TerakoyaError
+from terakoya.ops.lower import Weights
 from terakoya.serve import memory
 from terakoya.serve.forms import Forms
 from terakoya.serve.problem import Problem
@@ -102,6 +104,7 @@ class Shelf:
     """Models by name. `openers` open them, in a thread; `most` may be open, idle ones are closed after `idle` s.
 
     Adapters do not count among `most`: they live on a model that does. `room` tells (bytes free, bytes in all).
+    `weights` and `by` are those of `Engine`, for every model.
     """
 
     def __init__(
@@ -113,11 +116,15 @@ class Shelf:
         most: int = 0,
         idle: float = 0.0,
         deterministic: bool = False,
+        weights: Weights | None = None,
+        by: By = "auto",
         memory_bytes: int | None = None,
         room: Callable[[], tuple[int, int]] = memory.available,
     ) -> None:
         self.openers, self.limits, self.most, self.idle = openers, limits, most or len(openers), idle
         self.deterministic, self.memory_bytes, self.room = deterministic, memory_bytes, room
+        self.weights: Weights | None = weights
+        self.by: By = by
         self.adapters: dict[str, Adapter] = {}
         self.open: dict[str, Served] = {}
         self.created = int(time.time())
@@ -212,6 +219,8 @@ class Shelf:
             loaded = self.openers[name]() if base is None else self.adapters[name].on(base.served.loaded)
             engine = Engine(
                 loaded,
+                weights=self.weights,
+                by=self.by,
                 max_running=self.limits.running,
                 max_waiting=self.limits.waiting,
                 max_waiting_tokens=self.limits.waiting_tokens,
