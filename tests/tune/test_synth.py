@@ -15,7 +15,7 @@ from terakoya.cli.main import main
 from terakoya.errors import TerakoyaError
 from terakoya.tokenizer import Message
 from terakoya.tune.sieve import Limits, Sieve, in_language, minhash
-from terakoya.tune.synth import Plan, rows
+from terakoya.tune.synth import Plan, pairs, rows
 from terakoya.tune.writers import Endpoint, Own, Prompt, Written
 from terakoya.zoo.convert import Loaded
 from tests.tune.tune_fakes import jsonl, messages, small, talk, tokenizer
@@ -167,8 +167,26 @@ def test_the_verb_writes_a_file(url: str, tmp_path: Path, capsys: pytest.Capture
     assert len(made) == 2
     assert made[0]["made"]["by"] == f"default at {url}"
     assert "2 rows" in capsys.readouterr().out
+    main(["data", "synth", url, str(seeds), str(tmp_path / "pairs.jsonl"), "--way", "prefer", "--count", "2"])
+    made = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(r["chosen"], r["rejected"]) for r in made] == [("x", "答え👩🏽‍🏫です。")] * 2
     for more in ([], ["--benchmark", str(seeds)]):
         target = out if not more else tmp_path / "none.jsonl"
         with pytest.raises(SystemExit):
             main(["data", "synth", url, str(seeds), str(target), "--way", "explain", *more])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "s.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl", "s.jsonl"]
+
+
+def test_a_given_answer_is_put_before_the_models_own() -> None:
+    talks = [messages(p[-1].content, f"{i}つ目の答え。") for i, p in enumerate(SEEDS)]
+    talks += [messages("問いだけ。"), messages(SEEDS[0][-1].content, f"{SEEDS[0][-1].content}への答えです。")]
+    sieve = Sieve(Limits(language="ja"))
+    made = list(pairs(Plan(way="prefer", count=2, at_once=5), Fake(), talks, sieve))
+    assert [(r["prompt"], r["chosen"], r["rejected"]) for r in made] == [
+        (talk(p[-1].content), f"{i}つ目の答え。", f"{p[-1].content}への答えです。") for i, p in enumerate(SEEDS[:2])
+    ]
+    assert made[0]["made"]["way"] == "prefer"
+    sieve = Sieve(Limits(language="ja"))
+    assert len(list(pairs(Plan(way="prefer", count=9, at_once=2), Fake(), talks, sieve))) == 3
+    assert (sieve.counts["without an answer to prefer"], sieve.counts["the same"]) == (1, 1)
+    assert len({r["id"] for r in made}) == 2

@@ -171,7 +171,10 @@ def _data(p: argparse.ArgumentParser) -> None:
     )
     m.add_argument("seeds", metavar="SEEDS", help="rows with prompts to begin with: .jsonl(.zst), .parquet or a folder")
     m.add_argument("out", metavar="FILE", help="a new .jsonl file")
-    m.add_argument("--way", default="instruct", choices=["instruct", "explain"], help="new tasks, or explained answers")
+    m.add_argument(
+        "--way", default="instruct", choices=["instruct", "explain", "prefer"],
+        help="new tasks, explained answers, or pairs: the answers given before the model's own",
+    )  # fmt: skip
     m.add_argument("--lang", default="ja", choices=["ja", "en"], help="language of the examples (default ja)")
     m.add_argument("--count", metavar="N", type=int, default=100, help="rows to make (default 100)")
     m.add_argument("--tokens", metavar="N", type=int, default=256, help="length of an answer at most (default 256)")

@@ -1,4 +1,5 @@
-"""Examples that a model writes: new tasks after a few known ones (Wang 2022), or explained answers (Mukherjee 2023).
+"""Examples that a model writes: new tasks after a few known ones (Wang 2022), explained answers (Mukherjee 2023), or
+answers that are put below those of the examples (Chen 2024).
 
 Every row says who wrote it, how, from what and with which seed.
 """
@@ -37,7 +38,7 @@ EXPLAIN = {
 class Plan:
     """What is made, and how much."""
 
-    way: Literal["instruct", "explain"] = "instruct"
+    way: Literal["instruct", "explain", "prefer"] = "instruct"
     language: Language = "ja"
     count: int = 100  # rows
     tokens: int = 256  # of an answer at most
@@ -85,14 +86,44 @@ def rows(plan: Plan, writer: Writer, seeds: Sequence[Prompt], sieve: Sieve) -> I
                 continue
             kept = [m for m in prompt if m.role != "system"] if plan.way == "explain" else list(prompt)
             told = [{"role": m.role, "content": m.content} for m in (*kept, Message("assistant", text))]
-            made = {
-                "by": writer.name, "way": plan.way, "seed": seed, "temperature": plan.temperature,
-                "from": sources, "prompt": _mark(said(prompt)),
-            }  # fmt: skip
-            yield {"id": f"{plan.way}.{_mark(said(prompt) + text)}", "messages": told, "made": made}
+            yield _row(plan, writer, prompt, text, seed, sources) | {"messages": told}
             done += 1
             if done == plan.count:
                 return
+
+
+def pairs(plan: Plan, writer: Writer, talks: Sequence[Prompt], sieve: Sieve) -> Iterator[dict[str, Any]]:
+    """Yield rows {id, prompt, chosen, rejected, made}: the last answer of each conversation, and the model's own.
+
+    The answer that was given is preferred to what the model says now (SPIN, Chen 2024).
+    """
+    done = 0
+    for first in range(0, len(talks), plan.at_once):
+        some = [t for t in talks[first : first + plan.at_once] if len(t) > 1 and t[-1].role == "assistant"]
+        numbers = [seed_of(plan.seed, first, i) for i in range(len(some))]
+        answers = writer.write([t[:-1] for t in some], numbers, tokens=plan.tokens, temperature=plan.temperature)
+        sieve.counts["without an answer to prefer"] += len(talks[first : first + plan.at_once]) - len(some)
+        for talk, seed, answer in zip(some, numbers, answers, strict=True):
+            text, given = answer.text.strip(), talk[-1].content
+            if not answer.finished or text == given:
+                sieve.counts["the same" if answer.finished else "without an end"] += 1
+                continue
+            if not sieve.passes(talk[-2].content, text):
+                continue
+            asked = [{"role": m.role, "content": m.content} for m in talk[:-1]]
+            row = _row(plan, writer, talk[:-1], text, seed, [_mark(said(talk))])
+            yield row | {"prompt": asked, "chosen": given, "rejected": text}
+            done += 1
+            if done == plan.count:
+                return
+
+
+def _row(plan: Plan, writer: Writer, prompt: Prompt, text: str, seed: int, sources: list[str]) -> dict[str, Any]:
+    made = {
+        "by": writer.name, "way": plan.way, "seed": seed, "temperature": plan.temperature,
+        "from": sources, "prompt": _mark(said(prompt)),
+    }  # fmt: skip
+    return {"id": f"{plan.way}.{_mark(said(prompt) + text)}", "made": made}
 
 
 def _tasks(plan: Plan, writer: Writer, seeds: Sequence[Prompt], turn: int) -> list[tuple[Prompt, list[str]]]:
