@@ -335,7 +335,7 @@ def test_closing_leaves_nobody_waiting(model: Model) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_dies_leaves_nobody_waiting(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = threaded(model)
-    monkeypatch.setattr(engine.scheduler, "plan", lambda: 1 / 0)
+    monkeypatch.setattr(engine, "_settle", lambda: 1 / 0)
     done = engine.submit(asked(PROMPT)).result()
     assert done[0].error is not None
     assert done[0].error.kind == "closed"

@@ -201,6 +201,10 @@ class Engine:
                 self._inbox.clear()
             try:
                 rows = self.scheduler.plan()
+            except Exception as error:
+                self._begin_anew(error)
+                rows = []
+            try:
                 if rows:
                     self._run(rows)
             finally:
@@ -269,6 +273,12 @@ class Engine:
             if choice.ending is not None:
                 self.scheduler.close(choice, spoilt=choice.error is not None)
                 self.counts.cached += choice.cached
+
+    def _begin_anew(self, error: Exception) -> None:
+        """End everything and empty the memory: where planning broke off, nobody knows who holds what."""
+        for choice in [*self.scheduler.running, *self.scheduler.waiting]:
+            self._broke(choice, error)
+        self.scheduler.clear()
 
     def _broke(self, choice: Choice, error: Exception) -> None:
         """End a choice with the reason, in one line and typed."""

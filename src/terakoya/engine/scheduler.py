@@ -64,6 +64,14 @@ class Scheduler:
         else:
             self.waiting.remove(choice)
 
+    def clear(self) -> None:
+        """Take all out, and empty the store."""
+        for choice in [*self.running, *self.waiting]:
+            choice.held = None
+        self.running.clear()
+        self.waiting.clear()
+        self.store.clear()
+
     # ---- parts of a plan
 
     def _give(self, rows: dict[Choice, Row], choice: Choice, count: int) -> int:

@@ -262,6 +262,13 @@ class Store:
             part.pool.forget()
         self.check()
 
+    def clear(self) -> None:
+        """Empty everything; whoever holds something must not use it any more."""
+        for part in self._parts():
+            part.pool = Pool(part.pool.total)
+            part.pool.emptied = list(range(part.pool.total)) if self.poison else []
+        self.check()
+
     def check(self) -> None:
         """With `poison` on (tests): fill what is empty with NaN, and count the pages."""
         for part in self._parts():
