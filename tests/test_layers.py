@@ -14,7 +14,7 @@ LEVELS = {
     "corpus": 1, "tokenizer": 1, "zoo": 1, "model.spec": 1,
     "model": 2, "ops": 2,
     "data": 3, "quant": 3, "zoo.convert": 3, "zoo.weights": 3, "zoo.gguf": 3, "zoo.gguf_write": 3,
-    "zoo.gguf_model": 3,
+    "zoo.gguf_model": 3, "zoo.config_json": 3,
     "engine": 4, "train": 4, "ngram": 4, "vectors": 4,
     "eval": 5, "tune": 5, "models": 5, "ngram.run": 5,
     "serve": 6, "apps": 6, "plan": 6, "understand": 6,

@@ -226,7 +226,7 @@ def test_an_unknown_type_says_what_is_nearest(
 ) -> None:
     family = lineage.by_model_type(like)
     assert family is not None
-    table = convert.make_config(lineage.base(family.name), family.name, None, torch.float32)
+    table = convert.make_config(lineage.base(family.name), family.name, None, "float32")
     with pytest.raises(TerakoyaError) as caught:
         convert.spec_of(table | {"model_type": model_type} | strange, "config.json")
     message = str(caught.value)

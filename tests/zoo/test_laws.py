@@ -157,7 +157,7 @@ def test_what_can_be_written_for_transformers_reads_the_same(name: str) -> None:
     if lineage.family(name).model_type is None:
         pytest.skip("has no config.json of its own")
     for s in (lineage.base(name), tiny(name), *(lineage.sized(f"{name}/{z}") for z in lineage.family(name).sizes)):
-        written = make_config(s, name, None, torch.float32)  # reads it back itself
+        written = make_config(s, name, None, "float32")  # reads it back itself
         assert written["model_type"] == model_type
         assert spec_of(written, "config.json")[0] == name
 

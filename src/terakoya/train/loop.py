@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from terakoya import config, device
 from terakoya.data import Batch, Loader, Shards
@@ -22,7 +23,6 @@ from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.build import build, initialise
 from terakoya.model.model import Model
-from terakoya.quant.source import opened as weights_of
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.objective import causal
@@ -33,7 +33,10 @@ from terakoya.train.run import Lines, Run
 from terakoya.train.schedule import Schedule, factor
 from terakoya.train.step import Objective, Stepped, step
 from terakoya.train.writers import Track, opened
-from terakoya.zoo import convert, lineage
+from terakoya.zoo import convert
+from terakoya.zoo.config_json import in_their_words
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 10  # steps in a row that may fail the finite gate before the run stops
 
@@ -275,7 +278,7 @@ class Trainer(Loop):
         if checkpoint.meta.get("data") != self.loader.fingerprint:
             raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
         weights = checkpoint.tensors("model/model")
-        filled = restored(self.model.spec, self.recipe.family, weights, str(checkpoint.path))
+        filled = convert.restored(self.model.spec, self.recipe.family, weights, str(checkpoint.path))
         bare(self.model).load_state_dict(filled.state_dict())
         if beside := _beside(self.model):
             kept = checkpoint.tensors(EXTRA)
@@ -315,6 +318,8 @@ def prepare(run: Run, recipe: Recipe, teacher: convert.Loaded | None = None) -> 
         run.write("spec.toml", config.dump(resolved.model))
         run.write_json("environment.json", device.environment())
         run.write("resolved.toml", config.dump(resolved))  # last: where it stands, the others do too
+    if in_their_words(model.spec, resolved.family) is None:
+        log.warning("transformers has no words for this structure: its checkpoints open in terakoya alone")
     trainer = Trainer(
         run=run, recipe=resolved, model=model, optimizer=optimizer, loader=loader, heldout=heldout,
         tokenizer=tokenizer, place=place, objective=task.loss, task=task, track=resolved.track,
@@ -332,28 +337,6 @@ def fresh(recipe: Recipe, place: device.Device, task: Task | None = None) -> tup
     model = build(recipe.model)
     model = initialise(task.joined(model) if task else model, recipe.seed, recipe.init).to(place.name)
     return model, Optimizer(model, recipe.optim)
-
-
-@dataclass(frozen=True)
-class _Tensors:
-    """Weights that are in memory already, where files are expected."""
-
-    table: Mapping[str, Tensor]
-
-    def keys(self) -> tuple[str, ...]:
-        return tuple(self.table)
-
-    def get(self, name: str) -> Tensor:
-        return self.table[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.table[name].shape)
-
-
-def restored(s: spec.Model, family: str, weights: Mapping[str, Tensor], place: str) -> Model:
-    """Build a model from the weights of a checkpoint, which have the names of its family's files."""
-    source = weights_of(_Tensors(weights), None, place)
-    return convert.fill(s, lineage.rules(family), set(weights), source, place)
 
 
 def bare(model: Model) -> Model:

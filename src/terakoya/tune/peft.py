@@ -22,7 +22,7 @@ from terakoya.model.model import Model
 from terakoya.tune import adapters
 from terakoya.tune.adapters import IA3, Decomposed, Dora, Factors, Lora, LowRank, Part
 from terakoya.zoo import convert, lineage
-from terakoya.zoo.names import Layout, expand
+from terakoya.zoo.names import Layout, placed
 from terakoya.zoo.weights import open_weights
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -49,7 +49,7 @@ def places(s: spec.Model, family: str) -> list[Place]:
     bare = build(s, device="meta")
     linear = {f"{n}.weight" for n in adapters.layers(bare)}
     found = []
-    for match in expand(lineage.rules(family), list(parameters(bare)), f"family {family}"):
+    for match in placed(lineage.rules(family), list(parameters(bare))):
         if set(match.ours) <= linear and "{e}" not in match.theirs:
             ours = tuple(n.removesuffix(".weight") for n in match.ours)
             plain = replace(match.layout, transpose=False)

@@ -6,19 +6,17 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from terakoya import config, device
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
-from terakoya.quant.source import opened
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.loop import Loop, flops_per_token
@@ -42,24 +40,8 @@ from terakoya.tune.reward import NAME as SCORE
 from terakoya.tune.reward import add_head, described
 from terakoya.tune.sft import Lessons
 from terakoya.tune.work import Remembers, Work
-from terakoya.zoo import convert, lineage
+from terakoya.zoo import convert
 from terakoya.zoo.convert import Loaded
-
-
-@dataclass(frozen=True)
-class _Tensors:
-    """Weights that are in memory already, where files are expected."""
-
-    table: Mapping[str, Tensor]
-
-    def keys(self) -> tuple[str, ...]:
-        return tuple(self.table)
-
-    def get(self, name: str) -> Tensor:
-        return self.table[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.table[name].shape)
 
 
 @dataclass(kw_only=True)
@@ -180,9 +162,7 @@ class Tuner(Loop):
         if self.whole:
             weights = checkpoint.tensors("model/model")
             score = {SCORE: weights.pop(SCORE)} if SCORE in weights else {}
-            rules = lineage.rules(self.loaded.family)
-            source = opened(_Tensors(weights), None, str(checkpoint.path))
-            filled = convert.fill(self.model.spec, rules, set(weights), source, str(checkpoint.path))
+            filled = convert.restored(self.model.spec, self.loaded.family, weights, str(checkpoint.path))
             self.model.load_state_dict(filled.state_dict() | score)
         else:
             adapters.put(self.model, checkpoint.tensors("trained"), str(checkpoint.path))

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from terakoya.config import select
-from terakoya.errors import TerakoyaError, nearest
+from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.build import build, stored
 from terakoya.model.model import Model
@@ -25,16 +24,15 @@ from terakoya.quant.source import Source, described, of_gguf, opened
 from terakoya.tokenizer import Tokenizer, from_gguf
 from terakoya.tokenizer.japanese import is_japanese
 from terakoya.zoo import lineage
+from terakoya.zoo.config_json import is_own, make_config, spec_of
 from terakoya.zoo.gguf import GGUF, is_gguf
-from terakoya.zoo.hf import read_config, simplest, unknown, write_config
-from terakoya.zoo.names import Layout, Match, Rule, expand
+from terakoya.zoo.names import Layout, Match, Rule, placed
 from terakoya.zoo.weights import open_weights, save_weights
 
 # Buffers that old files carry and no model needs.
 PASSENGERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.attention\.(masked_)?bias|position_ids)$")
 # Heads that tuning, or another objective, put on an encoder.
 TASKS = re.compile(r"(classifier|qa_outputs|pre_classifier|mask_predictions|lm_predictions)\b.*")
-LARGEST = 2**41  # parameters; a config that asks for more is refused before anything is allocated
 
 
 @dataclass
@@ -82,10 +80,14 @@ def load_folder(path: Path, *, dtype: torch.dtype = torch.float32, device: str =
     weights = opened(open_weights(path), told, str(path / "config.json"))
     table = lineage.rules(name)
     theirs = weights.keys() - _predictors(weights.keys(), config, s)
-    s = _settle_parts(s, name, theirs)
-    s = _settle_tie(s, table, theirs, weights.get)
+    if is_own(config):
+        config = {}  # says no more than the spec; written anew, it may have become Hugging Face's
+    else:
+        s = _settle_parts(s, name, theirs)
+        s = _settle_tie(s, table, theirs, weights.get)
+        theirs -= _twice(lineage.copies(name), theirs, weights.get, str(path))
     heads = {k: weights.get(k) for k in sorted(theirs) if s.sort == "encoder" and TASKS.match(k)}
-    theirs -= {*heads, *_twice(lineage.copies(name), theirs, weights.get, str(path))}
+    theirs -= heads.keys()
     model = fill(s, table, theirs, weights, str(path), dtype=dtype, device=device)
     readable = (path / "tokenizer.json").is_file() or is_japanese(path)
     tokenizer = Tokenizer.load(path) if readable else None
@@ -122,49 +124,26 @@ def plain(loaded: Loaded) -> Loaded:
 
 def config_files(loaded: Loaded, dtype: torch.dtype | None = None) -> dict[str, bytes]:
     """Return the JSON files that stand beside the weights, by name."""
-    config = loaded.config or make_config(loaded.spec, loaded.family, loaded.tokenizer, dtype or torch.float32)
+    config = loaded.config or make_config(loaded.spec, loaded.family, loaded.tokenizer, _spoken(dtype))
     if dtype is not None:  # what the file came with says how it was, not how it is written now
-        config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).removeprefix("torch.")}
+        config = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": _spoken(dtype)}
     if layers := packed_layers(loaded.model):
         config = config | {"quantization_config": described(layers)[0]}
     return {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
-def make_config(s: spec.Model, name: str, tokenizer: Tokenizer | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Return a config.json for a spec, proven by reading it back."""
-    model_type, architecture = lineage.model_type(name)[0], lineage.architecture(name, s)
-    if model_type is None:
-        raise TerakoyaError(f"family {name}", "has no Hugging Face class to be written as")
-    config: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
-    config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # theirs belong to another vocabulary
-    config |= write_config(s, lineage.keys(name)) | {"dtype": str(dtype).removeprefix("torch.")}
-    if tokenizer is not None:
-        config |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    again = read_config(lineage.base(name), lineage.keys(name), config, "config.json")
-    told = {path for part in lineage.parts(name) for path in (*part.there, *part.absent)}  # by tensors, not by keys
-    if replace(again, **{path: getattr(s, path) for path in told}) != simplest(s):
-        raise TerakoyaError(f"family {name}", "cannot say this structure in its config.json; save it as its own family")
-    return _nested(config, name)
-
-
-def _nested(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """Put a family's ancestors' keys into the table where its files have them."""
-    f = lineage.family(name)
-    if not f.inside or not f.parent:
-        return config
-    outside = {*f.keys, "architectures", "model_type", "dtype"}
-    inner = {k: v for k, v in config.items() if k not in outside} | {"model_type": lineage.model_type(f.parent)[0]}
-    return {k: v for k, v in config.items() if k in outside} | {f.inside: inner}
+def _spoken(dtype: torch.dtype | None) -> str:
+    return str(dtype or torch.float32).removeprefix("torch.")
 
 
 def tensors(
     model: Model, name: str, dtype: torch.dtype | None = None, *, heads: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, Tensor]:
-    """Return the weights under the names and in the layouts of the family's checkpoints, and a task's head beside."""
+    """Return the weights as the family's checkpoints keep them, or under our own names, and a task's head beside."""
     own = {name: t for name, t in stored(model).items() if f".{PREFIX}" not in name}
     bare = model.spec.sort == "encoder" and model.spec.head.scores == "nothing" and not heads
     out: dict[str, Tensor] = {}
-    for match in expand(lineage.rules(name), list(own), f"family {name}"):
+    for match in placed(lineage.rules(name), list(own)):
         whole = fuse([own[n].detach() for n in match.ours], match.layout, model.spec)
         whole = whole if dtype is None else whole.to(dtype)
         if "{e}" in match.theirs:
@@ -172,41 +151,6 @@ def tensors(
         else:
             out[match.theirs.partition(".")[2] if bare else match.theirs] = whole
     return out | dict(heads)
-
-
-def spec_of(config: Mapping[str, Any], place: str) -> tuple[str, spec.Model]:
-    """Return (family, spec) of a config.json; an unknown model_type says which known one is nearest."""
-    wanted = config.get("model_type")
-    known = [f.model_type for f in lineage.families().values() if f.model_type]
-    if not isinstance(wanted, str):
-        raise TerakoyaError(f"{place}: model_type", "is missing", allowed=sorted(known))
-    f = lineage.by_model_type(wanted, config)
-    if f is None:
-        hint = _closest(wanted, config)
-        raise TerakoyaError(f"{place}: model_type", given=wanted, allowed=sorted(set(known)), hint=hint)
-    full = lineage.defaults(f.name) | dict(config) | dict(config.get(f.inside) or {})
-    full.pop(f.inside, None)
-    s = read_config(lineage.base(f.name), lineage.keys(f.name), full, place)
-    _refuse_absurd(s, place)
-    return f.name, s
-
-
-def _closest(wanted: str, config: Mapping[str, Any]) -> str:
-    """Say which family's table reads most of a config.json, and what it would not understand."""
-    best: tuple[int, float, str, list[str]] | None = None
-    for f in lineage.families().values():
-        if f.model_type is None or f.when:
-            continue
-        table = lineage.keys(f.name)
-        strange = unknown(table, config)
-        lacking = sum(1 for target in table.values() if isinstance(target, str)) - sum(k in config for k in table)
-        alike = SequenceMatcher(None, wanted, f.model_type).ratio()
-        row = (3 * len(strange) + max(0, lacking), -alike, f.model_type, strange)
-        best = row if best is None or row[:2] < best[:2] else best
-    if best is None or len(best[3]) > len(config) // 2:
-        return nearest(wanted, [f.model_type for f in lineage.families().values() if f.model_type])
-    differs = f", but for {', '.join(best[3][:8])}" if best[3] else ", in every key"
-    return f"its config.json reads like {best[2]!r}{differs}"
 
 
 def fill(
@@ -228,8 +172,7 @@ def fill(
     source.check(empty, place)
     held = dict(source.held)
     empty = {name: p for name, p in empty.items() if name not in held}
-    plan = expand(table, list(empty), place)
-    plan, missing, used = _locate(plan, theirs, s)
+    plan, missing, used = _locate(placed(table, list(empty)), theirs, s)
     if missing:
         raise TerakoyaError(place, f"lacks {len(missing)} tensors", given=", ".join(missing[:8]))
     extra = sorted(k for k in theirs - used if not (PASSENGERS.match(k) or source.idle(k)))
@@ -264,6 +207,27 @@ def fill(
         if not parts:
             raise _misshapen(place, match, tuple(whole.shape), own)
     return model
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Weights that are in memory already, where files are expected."""
+
+    table: Mapping[str, Tensor]
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self.table)
+
+    def get(self, name: str) -> Tensor:
+        return self.table[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.table[name].shape)
+
+
+def restored(s: spec.Model, family: str, weights: Mapping[str, Tensor], place: str) -> Model:
+    """Build a model from what `tensors` returned of it."""
+    return fill(s, lineage.rules(family), set(weights), opened(_Held(weights), None, place), place)
 
 
 def _misshapen(place: str, match: Match, given: tuple[int, ...], own: Mapping[str, Tensor]) -> TerakoyaError:
@@ -384,28 +348,6 @@ def _twice(copies: Mapping[str, str], theirs: set[str], get: Callable[[str], Ten
         if not torch.equal(get(k), get(copies[k])):
             raise TerakoyaError(f"{place}: {k}", f"differs from {copies[k]}, which this family has in its place")
     return found
-
-
-def _refuse_absurd(s: spec.Model, place: str) -> None:
-    layers = s.layers() + (s.encoder.layers() if s.encoder else ())
-    rough = s.vocab * s.dim + sum(_rough(m, s.dim) for block in layers for b in block.branches for m in b.mix)
-    if rough > LARGEST or s.context > 2**31 or any(moe.count > 2**16 for moe in select(s, "moe")):
-        raise TerakoyaError(place, "asks for a model larger than any known", given=f"about {rough:.1e} parameters")
-
-
-def _rough(m: spec.Mixer, dim: int) -> int:
-    """Return roughly how many parameters a mixer has."""
-    match m:
-        case spec.Attention() | spec.Cross():
-            return 2 * dim * m.heads * (m.head_dim or max(1, dim // m.heads))
-        case spec.Latent():
-            return dim * (m.kv_rank + m.rope + (m.q_rank or 0)) + dim * m.heads * (m.nope + m.rope + m.value)
-        case spec.MLP():
-            return 2 * dim * m.hidden
-        case spec.MoE():
-            return m.count * _rough(m.expert, dim)
-        case _:
-            return 8 * dim * dim
 
 
 def _check_vocabulary(s: spec.Model, tokenizer: Tokenizer | None, path: Path) -> None:

@@ -24,7 +24,8 @@ from terakoya.quant.encode import quantise
 from terakoya.quant.linear import unpacked
 from terakoya.tokenizer.gguf_write import to_gguf
 from terakoya.zoo import lineage
-from terakoya.zoo.convert import Loaded, fuse, make_config
+from terakoya.zoo.config_json import in_their_words
+from terakoya.zoo.convert import Loaded, fuse
 from terakoya.zoo.gguf_write import write_gguf
 from terakoya.zoo.names import expand
 
@@ -118,14 +119,12 @@ def kind_of(name: str, tensor: Tensor, s: spec.Model, choose: Choose) -> BlockTy
 
 def metadata(s: spec.Model, family: str) -> dict[str, Any]:
     """Return what llama.cpp must know of a structure, if its `llama` architecture is that structure."""
-    try:
-        make_config(s, FAMILY, None, torch.float32)
-    except TerakoyaError:
+    if in_their_words(s, FAMILY) is None:
         raise TerakoyaError(
             f"family {family}",
             "is not built like LLaMA, and other structures are not written as GGUF yet",
             hint="a Hugging Face folder can be written: leave out --to gguf",
-        ) from None
+        )
     attention: spec.Attention = select(s, "attention")[0]
     rope = attention.position
     if not isinstance(rope, spec.Rope) or rope.scaling is not None:

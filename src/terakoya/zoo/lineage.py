@@ -236,7 +236,11 @@ def rescale(s: spec.Model, dim: int, depth: int, width: int) -> spec.Model:
                     4, max(1, round(4 * node.groups.keep / node.groups.count)), node.groups.by
                 )
                 count = min(node.count, 16)
-                return replace(node, count=count, top_k=min(count, node.top_k, 4), groups=groups)
+                small = {"count": count, "top_k": min(count, node.top_k, 4), "groups": groups}
+                if node.shared:  # as wide as so many experts
+                    times = max(1, round(node.shared.hidden / node.expert.hidden))
+                    small["shared"] = replace(node.shared, hidden=times * node.expert.hidden)
+                return replace(node, **small)
         return resized(node, s.dim, dim, width)
 
     embed = s.embed if s.embed.factor is None else replace(s.embed, factor=max(16, dim // 2))

@@ -72,6 +72,17 @@ def expand(rules: Iterable[Rule], parameters: Sequence[str], place: str) -> list
     return out
 
 
+def placed(rules: Iterable[Rule], parameters: Sequence[str]) -> list[Match]:
+    """Match our parameter names against a family's rules; where these lack a place for some, each keeps its own name.
+
+    What decides is the structure alone, so that who writes and who reads agree.
+    """
+    try:
+        return expand(rules, parameters, "")
+    except TerakoyaError:
+        return [Match((name,), name, PLAIN) for name in parameters]
+
+
 def _parts(ours: str) -> list[str]:
     fused = re.search(r"\((.*?)\)", ours)
     return [ours.replace(fused[0], part) for part in fused[1].split(",")] if fused else [ours]

@@ -13,7 +13,7 @@ from terakoya.errors import TerakoyaError
 from terakoya.model.build import parameters
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
-from terakoya.train.loop import Loop, bare, flops_per_token, restored
+from terakoya.train.loop import Loop, bare, flops_per_token
 from terakoya.train.optim import Optimizer
 from terakoya.train.run import Run
 from terakoya.train.step import Stepped
@@ -79,7 +79,7 @@ class Fitter(Loop):
         if checkpoint.meta.get("data") != self.work.fingerprint:
             raise TerakoyaError(str(checkpoint.path), "was trained on other examples, or in another order")
         weights = checkpoint.tensors("model/model")
-        filled = restored(self.model.spec, self.loaded.family, weights, str(checkpoint.path))
+        filled = convert.restored(self.model.spec, self.loaded.family, weights, str(checkpoint.path))
         bare(self.model).load_state_dict(filled.state_dict())
         if parts := dict(head_of(self.model).named_parameters()):
             kept = checkpoint.tensors("head/model")

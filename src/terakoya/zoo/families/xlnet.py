@@ -79,6 +79,7 @@ FAMILIES = (
             "attn_type": Said("attention.causal", (("uni", True), ("bi", False))),
             "layer_norm_eps": "layernorm.eps",
             "tie_word_embeddings": "head.tied",
+            "context_length": "context",  # ours: theirs has no limit to write down
             "clamp_len": Must(-1),
             "bi_data": Must(False),
             "same_length": Must(False),
