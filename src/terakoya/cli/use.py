@@ -27,6 +27,7 @@ from terakoya.models import open_model
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.run import Run
 from terakoya.zoo import convert as files
+from terakoya.zoo.config_json import in_their_words
 from terakoya.zoo.convert import Loaded
 
 
@@ -216,7 +217,8 @@ def convert(args: argparse.Namespace) -> None:
         loaded = files.plain(open_model(args.model))
         files.save(loaded, folder, dtype=getattr(torch, args.dtype))
     count = sum(p.numel() for p in loaded.model.parameters())
-    screen.console.print(f"{loaded.family}: {count:,} parameters in {args.out}", markup=False)
+    opens = "" if loaded.config or in_their_words(loaded.spec, loaded.family) else ", which terakoya alone can open"
+    screen.console.print(f"{loaded.family}: {count:,} parameters in {args.out}{opens}", markup=False)
 
 
 def _to_gguf(args: argparse.Namespace) -> None:
