@@ -143,7 +143,7 @@ def test_calls_in_an_answer_however_it_is_cut(running: Running, size: int) -> No
     served = running.shelf.open["tiny"]
     body = asking.ChatRequest.model_validate({"messages": USER, "tools": [WEATHER, CLOCK]})
     talk = asking.chat(served, body, Limits(), "")
-    reader = chat.Reader(talk.reader())
+    reader = chat.Reader(talk)
     pieces = [ANSWER[i : i + size] for i in range(0, len(ANSWER), size)]
     news = [d for i, p in enumerate(pieces) for d in reader.take(p, i == len(pieces) - 1)]
     text, _, calls = chat.read(talk, ANSWER)

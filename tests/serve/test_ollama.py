@@ -1,4 +1,4 @@
-"""The ollama package, unchanged, and the stateless responses of the openai package."""
+"""The ollama package, unchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import ollama
-import openai
 import pytest
 
 from terakoya.serve.ollama import seconds
@@ -88,22 +87,3 @@ def test_durations() -> None:
     for bad in ("", "5", "m5", "5x", "5m5"):
         with pytest.raises(Problem):
             seconds(bad)
-
-
-def test_responses(running: Running) -> None:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0) as client:
-        how: dict[str, Any] = {"model": "tiny", "input": "寺子屋とは？", "max_output_tokens": 10, "temperature": 0}
-        done = client.responses.create(**how)
-        assert done.status == "incomplete"
-        assert done.usage.output_tokens == 10
-        events = list(client.responses.create(stream=True, **how))
-        assert events[0].type == "response.created"
-        assert events[-1].type == "response.incomplete"
-        assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == done.output_text
-        assert [e.sequence_number for e in events] == list(range(len(events)))
-        talk = [{"role": "user", "content": [{"type": "input_text", "text": "寺子屋とは？"}]}]
-        assert client.responses.create(**how | {"input": talk}).output_text == done.output_text
-        for bad in ({"previous_response_id": "x"}, {"store": True}, {"tools": [{"type": "web_search"}]}):
-            with pytest.raises(openai.BadRequestError) as caught:
-                client.responses.create(**how | bad)
-            assert next(iter(bad)) in str(caught.value)

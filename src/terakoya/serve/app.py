@@ -20,13 +20,14 @@ from terakoya.serve import embeddings, loading, ollama, openai, operations, page
 from terakoya.serve.guard import Guard
 from terakoya.serve.house import House
 from terakoya.serve.problem import Problem, invalid, problem_of
+from terakoya.serve.schema import App
 
 log = logging.getLogger("terakoya.serve")
 
 
 def application(house: House) -> Guard:
     """Build the whole as one ASGI application."""
-    app = FastAPI(
+    app = App(
         title="Terakoya",
         version=__version__,
         description="Language models as OpenAI and Ollama speak. Every field is applied or refused by name.",

@@ -88,6 +88,7 @@ class Talk:
     regions: tuple[Region, ...] = ()
     inside: Region | None = None
     bare: tuple[str, ...] = ()
+    single: bool = False  # one call at most: what comes after it is left out
 
     def reader(self) -> Regions:
         """Begin to read one answer."""
@@ -109,7 +110,8 @@ def chat(served: Served, body: ChatRequest, limits: Limits, tenant: str) -> Talk
     asked = request(
         served, ids, body, sampling(body, most), limits, tenant, logprobs, grammar, marks(regions, served.tokenizer)
     )
-    return Talk(asked, regions, inside, tuple(t.function.name for t in tools))
+    names = tuple(t.function.name for t in tools)
+    return Talk(asked, regions, inside, names, single=body.parallel_tool_calls is False)
 
 
 def conversation(

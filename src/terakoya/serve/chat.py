@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from terakoya.engine.regions import Call, Piece, Regions, whole
+from terakoya.engine.regions import Call, Piece, whole
 from terakoya.engine.request import Completion, Delta
 from terakoya.serve.asking import Talk
 from terakoya.serve.fields import ChatRequest
@@ -20,7 +20,7 @@ REASONS = {"stop": "stop", "end": "stop", "length": "length", "abort": "abort", 
 async def events(job: Job, body: ChatRequest, talk: Talk) -> AsyncIterator[bytes]:
     """Yield the answer as server-sent events: role, words, reason, perhaps usage, and the end."""
     head = _head(job, "chat.completion.chunk")
-    readers = [Reader(talk.reader()) for _ in job.done]
+    readers = [Reader(talk) for _ in job.done]
     for choice in job.done:
         yield event(_chunk(head, choice.index, {"role": "assistant", "content": ""}))
     async for delta in job.news():
@@ -50,14 +50,26 @@ async def events(job: Job, body: ChatRequest, talk: Talk) -> AsyncIterator[bytes
 class Reader:
     """One answer as it comes: what of it is text, reasoning or a call."""
 
-    def __init__(self, regions: Regions) -> None:
-        self._regions = regions
+    def __init__(self, talk: Talk) -> None:
+        self._regions, self._single = talk.reader(), talk.single
         self.calls = 0
 
     def take(self, text: str, last: bool) -> list[dict[str, Any]]:
         """Take a piece of text; return the deltas that it makes."""
-        pieces = self._regions.push(text) if text else []
-        return [self._delta(piece) for piece in (*pieces, *(self._regions.finish() if last else ()))]
+        return [self._delta(piece) for piece in self._pieces(text, last)]
+
+    def whole(self, text: str) -> tuple[str, str, list[Call]]:
+        """Read a whole answer -> (text, reasoning, calls)."""
+        return whole(self._pieces(text, True))
+
+    def _pieces(self, text: str, last: bool) -> list[Piece]:
+        pieces = [*(self._regions.push(text) if text else ()), *(self._regions.finish() if last else ())]
+        if not self._single:
+            return pieces
+        if self.calls:
+            return []
+        first = next((i for i, piece in enumerate(pieces) if piece.call), len(pieces))
+        return pieces[: first + 1]
 
     def _delta(self, piece: Piece) -> dict[str, Any]:
         if piece.call is not None:
@@ -78,8 +90,7 @@ def called(call: Call) -> dict[str, Any]:
 
 def read(talk: Talk, text: str) -> tuple[str, str, list[Call]]:
     """Read a whole answer -> (text, reasoning, calls)."""
-    regions = talk.reader()
-    return whole([*regions.push(text), *regions.finish()])
+    return Reader(talk).whole(text)
 
 
 def answer(job: Job, done: Sequence[Completion], body: ChatRequest, talk: Talk) -> dict[str, Any]:

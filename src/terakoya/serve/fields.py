@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST_CHOICES, MOST_LOGPROBS, MOST_STOPS, LONGEST_STOP, MOST_BIASES, MOST_PROMPTS = 8, 20, 8, 64, 1024, 128
 Text = Annotated[str, Field(max_length=LONGEST_STOP, min_length=1)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _no(given: bool) -> bool:
+    if given:
+        raise ValueError("cannot be done here; only false")
+    return given
+
+
+No = Annotated[bool, AfterValidator(_no), Field(json_schema_extra={"const": False})]  # Literal[False] would take 0
 
 
 class Strict(BaseModel):
@@ -188,9 +197,9 @@ class ChatRequest(Drawing):
     chat_template: str | None = Field(None, max_length=64, description="the name of a template that Terakoya knows")
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: bool | None = Field(None, description="false: one call at most")
     # Fields with one value that changes nothing; any other is refused.
-    store: Literal[False] | None = None
+    store: No | None = None
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
     metadata: dict[str, str] | None = Field(None, max_length=0)
@@ -244,7 +253,7 @@ class CompletionRequest(Drawing):
 class TokenizeRequest(Strict):
     model: str | None = Field(None, max_length=200)
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
     add_special_tokens: bool | None = None
     with_pieces: bool | None = Field(None, description="also the text of each token, or its bytes where it is none")
 
@@ -262,5 +271,5 @@ class DetokenizeRequest(Strict):
 
 class TemplateRequest(Strict):
     model: str | None = Field(None, max_length=200)
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=4096)
     chat_template: str | None = Field(None, max_length=64)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from terakoya import __version__
-from terakoya.serve import asking, chat, completions
+from terakoya.serve import asking, chat, completions, schema
 from terakoya.serve.embeddings import some, vectors
 from terakoya.serve.fields import ChatRequest, CompletionRequest, Strict, Tool
 from terakoya.serve.house import House
@@ -37,14 +37,14 @@ class Options(Strict):
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
     repeat_penalty: float | None = Field(None, ge=0.01, le=100)
-    repeat_last_n: Literal[-1] | None = None
+    repeat_last_n: int | None = Field(None, ge=-1, le=-1, description="all")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     stop: str | list[str] | None = None
     num_predict: int | None = Field(None, ge=-2)
     num_ctx: int | None = Field(None, ge=1, description="at most the model's context, which there always is")
-    mirostat: Literal[0] | None = None
+    mirostat: int | None = Field(None, ge=0, le=0)
 
 
 class Function(Strict):
@@ -131,7 +131,7 @@ def routes(house: House) -> APIRouter:
     """Build the routes."""
     router = APIRouter(tags=["Ollama"])
 
-    @router.post("/api/chat")
+    @router.post("/api/chat", responses=schema.LINES)
     async def api_chat(body: OllamaChat, http: Request) -> Response:
         """Answer a conversation."""
         await _settle(house, body)
@@ -140,7 +140,7 @@ def routes(house: House) -> APIRouter:
         rows = [_row(m) for m in body.messages]
         return await _talk(house, body, rows, body.tools, http, _message)
 
-    @router.post("/api/generate")
+    @router.post("/api/generate", responses=schema.LINES)
     async def api_generate(body: Generate, http: Request) -> Response:
         """Answer a prompt; with `raw`, or from a model that has no chat template, continue it."""
         served = await _settle(house, body)
@@ -316,7 +316,7 @@ async def _continue(house: House, body: Generate, http: Request) -> Response:
 
 
 async def _lines(job: Job, talk: asking.Talk | None, shape: Shape) -> AsyncIterator[bytes]:
-    reader = chat.Reader((talk or _plain()).reader())
+    reader = chat.Reader(talk or _plain())
     async for delta in job.news():
         for said in reader.take(delta.text, delta.finish is not None):
             yield line({"model": job.served.name, "created_at": _now(), **shape(said), "done": False})

@@ -16,6 +16,7 @@ from terakoya.serve.fields import ChatRequest, CompletionRequest
 from terakoya.serve.house import House
 from terakoya.serve.job import Job, unless_gone
 from terakoya.serve.live import Live, packed
+from terakoya.serve.schema import EVENTS
 from terakoya.serve.shelf import Served
 from terakoya.serve.tokens import prompt_logprobs
 
@@ -39,7 +40,7 @@ def routes(house: House) -> APIRouter:
         """Tell of one model."""
         return answer(_model(house, house.shelf.known(name)))
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=EVENTS)
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         """Answer a conversation."""
         job, talk = await talked(house, body, http)
@@ -50,7 +51,7 @@ def routes(house: House) -> APIRouter:
         finally:
             job.close()
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=EVENTS)
     async def text_completions(body: CompletionRequest, http: Request) -> Response:
         """Continue a text, or several."""
         return await _completions(house, body, http)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from terakoya.serve import asking
 from terakoya.serve.fields import DetokenizeRequest, TemplateRequest, TokenizeRequest
@@ -14,6 +14,7 @@ from terakoya.serve.house import House
 from terakoya.serve.metrics import Labels
 from terakoya.serve.openai import answer
 from terakoya.serve.problem import Problem
+from terakoya.serve.schema import TEXT
 from terakoya.serve.shelf import Served
 from terakoya.serve.tokens import spelt
 
@@ -36,7 +37,7 @@ def routes(house: House) -> APIRouter:
             raise Problem(503, "closing" if house.closing else "the first model is being opened", retry=1)
         return answer({"status": "ready"})
 
-    @router.get("/metrics")
+    @router.get("/metrics", responses=TEXT, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Give numbers to Prometheus."""
         return Response(house.metrics.text(_gauges(house)), media_type="text/plain; version=0.0.4")

@@ -68,7 +68,8 @@ def problem_of(error: TerakoyaError, *, retry: int = 1) -> Problem:
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """Turn what pydantic found into one line that names the first field."""
-    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")  # of a union, what was really given
+    # Of a union, what was really given: the error that lies deepest.
+    first = max(errors, key=lambda e: (e["type"] != "extra_forbidden", len(e["loc"])))
     path = ""
     for part in first["loc"][1:] if first["loc"] and first["loc"][0] in ("body", "query") else first["loc"]:
         if isinstance(part, int):
@@ -79,6 +80,10 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Problem:
         return Problem(400, f"{path}: is not a field that is known here", param=path, code="unknown_field")
     if first["type"] == "json_invalid":
         return Problem(400, "the body is not JSON", code="invalid_json")
+    if first["type"] == "union_tag_invalid":
+        named = f"{path}.type" if path else "type"
+        problem = f"{named}: {first['ctx']['tag'][:60]!r} is not one of {first['ctx']['expected_tags']}"
+        return Problem(400, problem, param=named, code="invalid_value")
     code = "missing_field" if first["type"] == "missing" else "invalid_value"
     return Problem(400, f"{path or 'body'}: {_plain(first['msg'])}", param=path or None, code=code)
 
