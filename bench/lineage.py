@@ -46,7 +46,8 @@ from terakoya.zoo import lineage
 
 GENERATIONS = (
     "ngram", "rnn", "lstm", "gru", "gpt", "gpt2", "gpt-j", "gpt-neox", "bloom", "rwkv", "llama", "mistral", "mamba",
-    "mixtral", "gemma2", "mamba2", "qwen3", "olmo2",
+    "mixtral", "gemma2", "mamba2", "qwen3", "olmo2", "transformer-xl", "sparse-transformer", "reformer",
+    "linear-attention", "s4", "s4d", "h3", "hyena", "retnet", "jamba", "recurrentgemma", "gated-deltanet", "rwkv7",
 )  # fmt: skip
 SCALE = (128, 4, 32)  # width, depth, head width
 BORN_DEEP = {"rnn": 1, "lstm": 2, "gru": 2}  # without a residual stream four layers would not learn
@@ -65,11 +66,8 @@ def shaped(name: str, vocab: int, context: int, parameters: int) -> spec.Model:
     s = sized(width)  # a head of its own would be most of so small a model
     if config.select(s, "mlp"):
         return _fitted(lambda n: config.override(s, {"mlp.hidden": 8 * n}), 4096, parameters)
-    return (
-        _fitted(lambda n: sized(head * n), 16, parameters)
-        if name.startswith(("rwkv", "mamba"))
-        else _fitted(lambda n: sized(8 * n), 64, parameters)
-    )
+    step = {"rwkv": head, "rwkv7": head, "mamba2": 16}.get(name, 8)  # of widths that its heads allow
+    return _fitted(lambda n: sized(step * n), 512 // step, parameters)
 
 
 def _fitted(at: Any, high: int, parameters: int) -> spec.Model:

@@ -16,6 +16,7 @@ from terakoya.ops.invariant import invariant
 from terakoya.ops.scan import scan
 from terakoya.ops.selective import selective
 from terakoya.ops.sequences import Sequences
+from terakoya.ops.wkv import wkv
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Kernels:
     delta: Callable[..., tuple[Tensor, Tensor]]
     general: Callable[..., tuple[Tensor, Tensor]]
     invariant: Callable[..., tuple[Tensor, Tensor]]
+    wkv: Callable[..., tuple[Tensor, Tensor, Tensor]]
     short: Callable[..., tuple[Tensor, Tensor]]
     shift: Callable[..., tuple[Tensor, Tensor]]
     long: Callable[..., Tensor]
@@ -40,6 +42,7 @@ FAST = Kernels(
     linear.delta,
     linear.general,
     invariant,
+    wkv,
     convolve.short,
     convolve.shift,
     convolve.long,
@@ -51,6 +54,7 @@ NAIVE = Kernels(
     naive.delta,
     naive.general,
     naive.invariant,
+    naive.wkv,
     naive.short,
     naive.shift,
     naive.long,

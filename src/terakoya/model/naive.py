@@ -100,6 +100,36 @@ def invariant(
     return _loop(step, _nothing(start, b, sequences, *b.shape), sequences)
 
 
+def wkv(
+    k: Tensor,
+    v: Tensor,
+    w: Tensor,
+    u: Tensor,
+    sequences: Sequences,
+    total: Tensor | None = None,
+    most: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a_t = e^w a_{t-1} + e^{k_t} v_t, b_t the same without v, y_t = (a_{t-1} + e^{u+k_t} v_t) / (b_{t-1} + e^{u+k_t}).
+
+    a and b are kept times e^-m, m_t = max(m_{t-1} + w, k_t) (Peng 2023, appendix).
+    """
+    sums = _nothing(total, k, sequences, 2, k.shape[1])
+    tops = torch.full_like(sums[:, 0], float("-inf")) if most is None else most
+    ks, vs, out, ends, peaks = k.unbind(), v.unbind(), [], [], []
+    for n, (begin, end) in enumerate(pairwise(sequences.cu)):
+        (a, b), m = sums[n].unbind(), tops[n]
+        for t in range(begin, end):
+            top = torch.maximum(m, u + ks[t]).detach()
+            e1, e2 = torch.exp(m - top), torch.exp(u + ks[t] - top)
+            out.append((e1 * a + e2 * vs[t]) / (e1 * b + e2))
+            top = torch.maximum(m + w, ks[t]).detach()
+            e1, e2 = torch.exp(m + w - top), torch.exp(ks[t] - top)
+            a, b, m = e1 * a + e2 * vs[t], e1 * b + e2, top
+        ends.append(torch.stack([a, b]))
+        peaks.append(m)
+    return torch.stack(out), torch.stack(ends), torch.stack(peaks)
+
+
 def short(
     x: Tensor, weight: Tensor, bias: Tensor | None, sequences: Sequences, tail: Tensor | None
 ) -> tuple[Tensor, Tensor]:

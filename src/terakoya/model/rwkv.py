@@ -12,14 +12,12 @@ from terakoya.model import spec
 from terakoya.model import spec_recurrent as kinds
 from terakoya.model.context import Context
 from terakoya.model.kernels import FAST, Kernels, Mixer, exact, parts, sequences
-from terakoya.ops.scan import peak
-from terakoya.ops.sequences import Sequences
 
 
 class Rwkv4(Mixer):
     """wkv_t = (sum_s e^{(t-1-s) w + k_s} v_s + e^{u + k_t} v_t) / the same without v (Peng 2023, eq. 14-18).
 
-    The exponents are kept below 0 by their running maximum m: m_t = max(m_{t-1} + w, k_t).
+    The exponents are kept below 0 by their running maximum, which is part of the state.
     """
 
     def __init__(self, s: kinds.Rwkv4, model: spec.Model, layer: int) -> None:
@@ -38,27 +36,11 @@ class Rwkv4(Mixer):
         before, tail = by.shift(x, order, tail)
         k, v, r = (mix(x, before, m) for m in (self.mix_k, self.mix_v, self.mix_r))
         k, v, r = exact(self.k(k)), exact(self.v(v)), torch.sigmoid(self.r(r))
-        y, total, most = self.wkv(k, v, order, total, most, by)
+        if total is not None:  # a state of zeros is nothing: its exponent is none
+            most = most.masked_fill(total[:, 1] == 0, float("-inf"))
+        y, total, most = by.wkv(k, v, -exact(self.decay).exp(), exact(self.first), order, total, most)
         ctx.commit(self.layer, (tail, total, most))
         return self.o(r * y.to(x.dtype))
-
-    def wkv(
-        self, k: Tensor, v: Tensor, order: Sequences, total: Tensor | None, most: Tensor | None, by: Kernels
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take the fading mean: k, v (T, A), total (N, 2, A), most (N, A) -> (T, A), total, most."""
-        w, u = -exact(self.decay).exp(), exact(self.first)
-        if total is not None and most is not None:  # a state of zeros is nothing: its exponent is none
-            most = most.masked_fill(total[:, 1] == 0, float("-inf"))
-        m, m_before, m_last = peak(k.detach(), w.detach(), order, most)
-        keep = torch.exp(m_before + w - m)
-        grow = torch.exp(k - m)
-        sums, last = by.scan(keep[:, None], torch.stack([grow * v, grow], 1), order, total)
-        past, _ = by.shift(sums.flatten(1), order, None if total is None else total.flatten(1))
-        past = past.unflatten(1, (2, -1))
-        top = torch.maximum(m_before, u + k).detach()
-        e1, e2 = torch.exp(m_before - top), torch.exp(u + k - top)
-        y = (e1 * past[:, 0] + e2 * v) / (e1 * past[:, 1] + e2)
-        return y, last, m_last
 
     def start(self, draw: Callable[[str], torch.Generator]) -> None:
         """Begin with paces from slow to fast over the channels (Peng 2023, appendix D)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from terakoya.ops import recur
 from terakoya.ops.sequences import Sequences
 
 
@@ -41,6 +42,9 @@ def short(
         window = torch.cat([tail.to(x.dtype), x[:, None]], 1)
         y = (window * weight.t()).sum(1)
         return y if bias is None else y + bias, window[:, 1:]
+    if W > 1 and recur.able(W, x, weight, bias, tail):
+        held = x.new_zeros(sequences.count, W - 1, x.shape[1]) if tail is None else tail
+        return recur.short(x, weight, bias, held, sequences), _ends(x, held, sequences)
     rows, begins, tail = tailed(x, W - 1, sequences, tail)
     size = rows.shape[0] - W + 1
     y = rows[:size] * weight[:, 0]
@@ -50,6 +54,13 @@ def short(
     if sequences.count > 1:
         y = torch.cat([y[b : b + n] for b, n in zip(begins, sequences.lengths, strict=True)])
     return y, tail
+
+
+def _ends(x: Tensor, tail: Tensor, sequences: Sequences) -> Tensor:
+    """Return the last rows of each sequence, of the tail where it is short: x (T, D), tail (N, W - 1, D)."""
+    count = tail.shape[1]
+    parts = x.split(sequences.lengths)
+    return torch.stack([torch.cat([tail[n], p[-count:]])[-count:] for n, p in enumerate(parts)])
 
 
 def long(x: Tensor, filters: Tensor, sequences: Sequences) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from terakoya.ops import recur
 from terakoya.ops.sequences import Chunks, Sequences
 
 CHUNK = 64
@@ -24,6 +25,8 @@ def invariant(
     if max(sequences.lengths) == 1:
         x = _times(a, start) + b * u[..., None]
         return (c * x).sum(-1).real, x
+    if a.dim() == 2 and a.is_complex() and recur.able(2 * a.shape[1], u, a, b, c, start):
+        return recur.diagonal(u, a, b, c, start, sequences)
     chunks = sequences.chunks(CHUNK)
     C = chunks.size
     powers = [a]

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from terakoya.ops import steps
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -58,12 +60,16 @@ class Lanes:
 
 def rnn(x: Tensor, lanes: Lanes, weights: list[Tensor], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run tanh cells: x (T, D), state ((N, H),) -> (T, H), state after the last token of each sequence."""
+    if steps.wanted(x, *weights, *state):
+        return lanes.gather(steps.rnn(lanes.spread(x), state[0][lanes.rows], weights))
     out, _ = torch.rnn_tanh(lanes.spread(x), _in(state[0], lanes), weights, True, 1, 0.0, False, False, False)
     return lanes.gather(out)
 
 
 def gru(x: Tensor, lanes: Lanes, weights: list[Tensor], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run gated recurrent units: x (T, D), state ((N, H),) -> (T, H), last state."""
+    if steps.wanted(x, *weights, *state):
+        return lanes.gather(steps.gru(lanes.spread(x), state[0][lanes.rows], weights))
     out, _ = torch.gru(lanes.spread(x), _in(state[0], lanes), weights, True, 1, 0.0, False, False, False)
     return lanes.gather(out)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terakoya.ops import recur
 from terakoya.ops.sequences import Sequences
 
 BLOCK = 32  # tokens
@@ -27,6 +28,8 @@ def selective(
     if max(sequences.lengths) == 1:
         h = torch.exp(dt[..., None] * a) * start + (dt * u)[..., None] * b[:, None]
         return (h @ c[..., None])[..., 0], h
+    if recur.able(a.shape[1], u, dt, a, b, c, start):
+        return recur.selective(u, dt, a, b, c, start, sequences)
     return _Selective.apply(u, dt, a, b, c, start, sequences)  # type: ignore[return-value]
 
 

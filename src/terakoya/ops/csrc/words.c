@@ -7,14 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "clones.h"
+
 typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
 enum { LANES = 16 }; /* widths are multiples of it */
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_ISA __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define EACH_ISA
-#endif
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
