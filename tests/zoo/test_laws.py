@@ -121,6 +121,11 @@ def test_kernels_equal_the_definition(name: str, monkeypatch: pytest.MonkeyPatch
     assert apart(fast, logits(m, a, b)) < 1e-5
 
 
+def looking(m: Model) -> tuple[str, ...]:
+    """Return the layers that look at pictures, behind gates that begin closed."""
+    return tuple(f"layers.{i}." for i, layer in enumerate(m.layers) if "glance" in dict(layer.named_children()))
+
+
 @every_family
 def test_every_weight_learns(name: str) -> None:
     m = initialise(build(tiny(name)), 0)
@@ -128,7 +133,7 @@ def test_every_weight_learns(name: str) -> None:
     hidden = m(x[:-1], Packed([20, 12]))
     F.cross_entropy(m.head(hidden), x[1:]).backward()
     for weight, p in m.named_parameters():
-        if weight.startswith("sight."):  # pictures teach it: test_llava.py
+        if weight.startswith(("sight.", *looking(m))):  # pictures teach it: test_llava.py, test_flamingo.py
             continue
         if not p.requires_grad:  # a bias that balances experts is moved by rule, not by gradient
             assert weight.endswith("choice_bias")

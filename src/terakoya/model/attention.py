@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from terakoya.model import spec
 from terakoya.model.context import Context
 from terakoya.model.disentangled import Disentangled
+from terakoya.model.entities import Queries, mentions_of
 from terakoya.model.norm import Norm
 from terakoya.model.position import Alibi, Biases, Buckets, Relative, mscale, rope_table, rotate
 from terakoya.model.spec_sparse import Fixed, Strided
@@ -32,6 +33,7 @@ class Attention(nn.Module):
         if s.qk_norm:
             self.q_norm, self.k_norm = (Norm(s.qk_norm.norm, *_norm_shape(s.qk_norm, n, K)) for n in (H, G))
         self.sinks = nn.Parameter(torch.empty(H)) if s.sinks else None
+        self.aware = Queries(D, H * K, s.bias) if s.aware else None
         match s.position:
             case spec.Alibi() as alibi:
                 self.position: nn.Module | None = Alibi(alibi, H, self.look.scale)
@@ -48,6 +50,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Mix over time: x (T, D) -> (T, D)."""
         q, k, v = self.project(x, ctx)
+        if self.aware is not None and (mentions := mentions_of(ctx)) is not None:
+            q, k = self.aware(x, q, k, mentions)
         if isinstance(self.position, Relative):
             bias = self.lent[0] if self.lent else self.position.bias
             assert isinstance(bias, Biases)

@@ -15,8 +15,10 @@ from terakoya.model.attention import Attention, Latent
 from terakoya.model.context import Context, Packed, Source
 from terakoya.model.cross import Cross
 from terakoya.model.disentangled import Distances, Neighbours
+from terakoya.model.entities import EntityHead, EntityTable, mentions_of
 from terakoya.model.evolved import GLU, CausalConv, CentredConv
 from terakoya.model.ffn import ACTS, MLP, MoE
+from terakoya.model.flamingo import Gate, Glance
 from terakoya.model.norm import Norm
 from terakoya.model.position import Biases, Buckets, sinusoid
 from terakoya.model.recurrent_mixers import RECURRENT, recurrent
@@ -24,7 +26,7 @@ from terakoya.model.reformer import reversible
 from terakoya.model.sight import Sight, trunk
 
 NAMES = {spec.Attention: "attn", spec.Cross: "cross", spec.Latent: "attn", spec.MLP: "mlp", spec.MoE: "mlp"}
-NAMES |= {spec.GLU: "glu", spec.EvolvedConv: "conv"} | RECURRENT
+NAMES |= {spec.GLU: "glu", spec.EvolvedConv: "conv", spec.Glance: "glance"} | RECURRENT
 
 
 def mixer(s: spec.Mixer, model: spec.Model, layer: int) -> nn.Module:
@@ -40,6 +42,8 @@ def mixer(s: spec.Mixer, model: spec.Model, layer: int) -> nn.Module:
             return MLP(s, model.dim)
         case spec.MoE():
             return MoE(s, model.dim)
+        case spec.Glance():
+            return Glance(s, model)
         case spec.GLU():
             return GLU(model.dim)
         case spec.EvolvedConv():
@@ -64,6 +68,8 @@ class Block(nn.Module):
                     self.add_module(f"{name}_post", Norm(branch.post, model.dim))
             if branch.out:
                 self.add_module(f"{NAMES[type(branch.mix[0])]}_out", Norm(branch.out, model.dim))
+            if branch.gate:
+                self.add_module(f"{NAMES[type(branch.mix[0])]}_gate", Gate())
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Add every branch to the stream: x (T, D) -> (T, D)."""
@@ -87,6 +93,8 @@ class Block(nn.Module):
             if branch.post:
                 z = self.get_submodule(f"{name}_post")(z)
             y = z if i == 0 else y + z
+        if branch.gate:
+            y = self.get_submodule(f"{NAMES[type(branch.mix[0])]}_gate")(y)
         return (y if branch.scale == 1.0 else y * branch.scale), h
 
     def halves(self, ctx: Context) -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -112,6 +120,7 @@ class Embed(nn.Module):
         self.segment = nn.Embedding(e.types, inner) if e.types else None
         self.asks = nn.Parameter(torch.empty(1, 1, s.dim)) if e.asks else None
         self.norm = Norm(e.norm, inner) if e.norm else None
+        self.entity = EntityTable(e.entities, s) if e.entities else None
 
     def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
         """Look up: tokens (T,) -> (T, D)."""
@@ -127,11 +136,20 @@ class Embed(nn.Module):
         match self.spec.position:
             case spec.Learned(offset):
                 assert self.position is not None
-                x = x + self.position(ctx.pos + offset)
+                x = x + self.position(self.counted(ctx) + offset)
             case spec.Sinusoid():
                 x = x + sinusoid(ctx.pos, self.dim, x.dtype)
         x = x if self.norm is None else self.norm(x)
-        return self.project(x) if self.project is not None and self.spec.whole else x
+        x = self.project(x) if self.project is not None and self.spec.whole else x
+        if self.entity is not None and (mentions := mentions_of(ctx)) is not None:
+            segments = ctx.share("segments", lambda: None)
+            x = x.index_copy(0, mentions.at, self.entity(mentions, segments).to(x.dtype))
+        return x
+
+    def counted(self, ctx: Context) -> Tensor:
+        """Return the positions of words (T,); entities stand behind them and have none of their own."""
+        mentions = None if self.entity is None else mentions_of(ctx)
+        return ctx.pos if mentions is None else ctx.pos.index_fill(0, mentions.at, 0)
 
 
 class Transform(nn.Module):
@@ -219,6 +237,9 @@ class Model(nn.Module):
         self.relative = lend(s, self.layers)
         self.norm = Norm(s.norm, s.dim) if s.norm else None
         self.head = Head(s, self.embed.token)
+        self.entities = None
+        if s.embed.entities and self.embed.entity is not None and s.head.scores == "words":
+            self.entities = EntityHead(s.embed.entities, s, self.embed.entity)
         self.pool = Pool(s.pool, s.dim) if s.pool else None
         self.conv = Neighbours(s.conv, s.embed.norm, s.dim) if s.conv and s.embed.norm else None
         self.encoder = encoder

@@ -12,6 +12,7 @@ from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.context import Packed
 from terakoya.model.ffn import ACTS
+from terakoya.model.flamingo import Resampler
 from terakoya.model.norm import Norm
 
 MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, per channel
@@ -52,10 +53,10 @@ class Sight(nn.Module):
         self.before = Norm(spec.LayerNorm(s.eps), s.dim)
         self.layers = nn.ModuleList(layers)
         self.after = Norm(spec.LayerNorm(s.eps), s.dim)
-        self.join = Join(s, dim)
+        self.join = Resampler(s.resampler, s.dim) if s.resampler else Join(s, dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Look at N images: pixels (N, 3, height, width), prepared -> (N, places, D)."""
+        """Look at N images: pixels (N, 3, height, width), prepared -> (N, places, D), or (N, latents, D_image)."""
         s, N = self.spec, pixels.shape[0]
         if pixels.shape[1:] != (3, s.image, s.image):
             raise TerakoyaError("image", given=tuple(pixels.shape[1:]), allowed=f"(3, {s.image}, {s.image})")

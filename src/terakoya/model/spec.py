@@ -16,7 +16,10 @@ from terakoya.errors import TerakoyaError
 from terakoya.model.spec_encoder import Conv as Conv
 from terakoya.model.spec_encoder import Cross as Cross
 from terakoya.model.spec_encoder import Disentangled as Disentangled
+from terakoya.model.spec_encoder import Entities as Entities
+from terakoya.model.spec_encoder import Glance as Glance
 from terakoya.model.spec_encoder import Pooler as Pooler
+from terakoya.model.spec_encoder import Resampler as Resampler
 from terakoya.model.spec_encoder import Sight as Sight
 from terakoya.model.spec_evolved import GLU as GLU
 from terakoya.model.spec_evolved import EvolvedConv as EvolvedConv
@@ -233,6 +236,7 @@ class Attention:
     qk_norm: QKNorm | None = None
     clip: float | None = None  # MPT, OLMo 1: clamp q, k and v
     temper: Temper | None = None
+    aware: bool = False  # LUKE: queries of their own from words to entities, from these to words, among these
 
     def __post_init__(self) -> None:
         _positive(self, "heads", "kv_heads", "head_dim")
@@ -300,7 +304,7 @@ class MoE:
         _positive(self, "count", "top_k", "capacity")
 
 
-Mixer = Attention | Cross | Latent | MLP | MoE | GLU | EvolvedConv | Recurrent | Lsh
+Mixer = Attention | Cross | Latent | MLP | MoE | GLU | EvolvedConv | Recurrent | Lsh | Glance
 
 
 # The whole
@@ -318,6 +322,7 @@ class Branch:
     normed_skip: bool = False  # the skip starts after the norm (BLOOM's option)
     scale: float = 1.0  # Granite's residual multiplier
     skip: float = 1.0  # 0: recurrent networks before residuals, each layer feeds the next
+    gate: bool = False  # Flamingo: times tanh of a learned number that starts at 0
 
 
 @dataclass(frozen=True)
@@ -339,6 +344,7 @@ class Embed:
     whole: bool = False  # ALBERT, ELECTRA: positions, types and norm are `factor` wide too; one projection, with bias
     shared: bool = False  # a decoder's table is its encoder's (T5, BART)
     asks: bool = False  # XLNet: a vector in the place of a word that is to be guessed
+    entities: Entities | None = None  # LUKE
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,47 @@ class Conv:
 
 
 @dataclass(frozen=True)
+class Entities:
+    """A table of things that texts speak of, which stand behind the words as tokens of their own (LUKE)."""
+
+    count: int
+    dim: int | None = None  # width of the table; None: the model's
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or (self.dim is not None and self.dim < 1):
+            raise TerakoyaError("entities", given=f"count={self.count}, dim={self.dim}", allowed="1 or more")
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Cross-attention of a decoder to the picture that was shown last (Flamingo, §3.1.2); no biases."""
+
+    heads: int
+    head_dim: int | None = None  # None: dim / heads
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or (self.head_dim is not None and self.head_dim < 1):
+            given = f"heads={self.heads}, head_dim={self.head_dim}"
+            raise TerakoyaError("glance.heads", given=given, allowed="1 or more")
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """Learned queries that make a few vectors of a picture's many (Flamingo, §3.1.1; Perceiver, Jaegle 2021)."""
+
+    latents: int
+    depth: int
+    heads: int
+    head_dim: int
+    act: Literal["relu2", "relu", "gelu"] = "gelu"
+
+    def __post_init__(self) -> None:
+        if min(self.latents, self.depth, self.heads, self.head_dim) < 1:
+            given = f"latents={self.latents}, depth={self.depth}, heads={self.heads}, head_dim={self.head_dim}"
+            raise TerakoyaError("resampler", given=given, allowed="1 or more")
+
+
+@dataclass(frozen=True)
 class Sight:
     """How a decoder sees: CLIP's image encoder (Radford 2021; Dosovitskiy 2020), and what joins it to the words.
 
@@ -74,6 +115,7 @@ class Sight:
     whole: bool = False  # with the vector of the whole image, too
     join: Literal["gelu"] | None = "gelu"  # two linear layers with this between (LLaVA-1.5) | None: one (LLaVA)
     token: int = 32_000  # the id in whose places the vectors stand
+    resampler: Resampler | None = None  # Flamingo: pictures stay beside the text, for `Glance` to look at
 
     def __post_init__(self) -> None:
         if self.patch < 1 or self.image % self.patch:

@@ -20,6 +20,7 @@ from terakoya.zoo.families import (
     eleuther,
     evolved,
     falcon,
+    flamingo,
     gemma,
     gpt,
     japanese,
@@ -27,6 +28,7 @@ from terakoya.zoo.families import (
     linear,
     llama,
     llava,
+    luke,
     mistral,
     modernbert,
     olmo,
@@ -49,9 +51,9 @@ from terakoya.zoo.resize import resized
 
 LINES = (
     *(recurrent, linear, states),
-    *(transformer, evolved, bert, modernbert, deberta, xlnet, t5),
+    *(transformer, evolved, bert, luke, modernbert, deberta, xlnet, t5),
     *(gpt, eleuther, open_models, falcon, llama, llava, mistral, phi, qwen, gemma, olmo),
-    *(deepseek, unplaced, layernorm, japanese, others, paper),
+    *(deepseek, unplaced, layernorm, japanese, others, paper, flamingo),
 )
 NODES: tuple[Node, ...] = tuple(f for line in LINES for f in line.FAMILIES)
 

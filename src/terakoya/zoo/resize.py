@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from terakoya.model import spec_encoder, spec_sparse
 from terakoya.model import spec_recurrent as spec
-from terakoya.model import spec_sparse
 
 
 def resized(node: Any, old: int, dim: int, width: int) -> Any:
     """Return a mixer made for a model `old` wide as it is in one `dim` wide, with heads of `width`."""
     ratio = dim / old
     match node:
+        case spec_encoder.Entities():
+            return replace(node, count=min(node.count, 1024), dim=node.dim and _near(node.dim * ratio))
+        case spec_encoder.Glance():
+            return replace(node, heads=max(1, dim // width), head_dim=None if dim % width == 0 else width)
+        case spec_encoder.Sight():
+            return _glasses(node, ratio, width)
         case spec.LSTM():
             return replace(node, hidden=node.hidden and _near(node.hidden * ratio))
         case spec.Mamba():
@@ -50,6 +56,16 @@ def resized(node: Any, old: int, dim: int, width: int) -> Any:
         case spec.Hyena():
             return replace(node, filter=min(node.filter, 2 * width))
     return node
+
+
+def _glasses(s: spec_encoder.Sight, ratio: float, width: int) -> spec_encoder.Sight:
+    """Shrink an image encoder as its reader shrinks: fewer layers, and pictures of 8 by 8 patches."""
+    if ratio >= 1:
+        return s
+    heads, depth = max(1, round(s.dim * ratio / width)), min(s.depth, 4)
+    small = {"dim": heads * width, "heads": heads, "hidden": _near(s.hidden / s.dim * heads * width), "depth": depth}
+    r = s.resampler and replace(s.resampler, latents=16, depth=min(s.resampler.depth, 2), heads=heads, head_dim=width)
+    return replace(s, **small, image=8 * s.patch, cut=min(s.cut, depth), resampler=r)
 
 
 def _near(value: float, step: int = 16) -> int:

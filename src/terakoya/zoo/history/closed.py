@@ -87,17 +87,6 @@ NODES = (
         paper="Lewkowycz 2022, arXiv:2206.14858",
     ),
     Closed(
-        name="palm-e",
-        title="PaLM-E",
-        born="2023-03",
-        parent="palm",
-        note=Note(
-            "images and robot states enter PaLM as if they were words",
-            "画像とロボットの状態を、単語と同じように PaLM へ入れる",
-        ),
-        paper="Driess 2023, arXiv:2303.03378",
-    ),
-    Closed(
         name="palm2",
         title="PaLM 2",
         born="2023-05",
