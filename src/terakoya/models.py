@@ -34,7 +34,12 @@ def find(name: str) -> Path:
             raise TerakoyaError(
                 str(path), "is a run without a checkpoint yet", hint=f"finish it: terakoya train {path}"
             )
-        return checkpoint.path / "model"
+        model = checkpoint.path / "model"
+        if not model.exists() and (checkpoint.path / "adapter").exists():
+            problem = "has an adapter beside its base, and no model of its own"
+            hint = "terakoya chat and generate open both; an adapter that can be merged is, at the end of its run"
+            raise TerakoyaError(str(path), problem, hint=hint)
+        return model
     if path.exists():
         return path
     full = SHORT.get(name.lower(), name)

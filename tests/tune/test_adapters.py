@@ -10,9 +10,10 @@ from terakoya.model.context import Packed
 from terakoya.model.model import Model
 from terakoya.train.optim import AdamW, Optimizer
 from terakoya.tune import adapters
-from terakoya.tune.adapters import IA3, Adapter, Bias, Dora, Lora, Top
 from terakoya.tune.merge import divergence, merged
 from terakoya.tune.pack import laid
+from terakoya.tune.parts import LowRank
+from terakoya.tune.plans import IA3, Adapter, Added, Bias, Dora, Lora, Top
 from terakoya.tune.samples import Sample
 from tests.tune.tune_fakes import loud, small
 
@@ -27,7 +28,7 @@ def hidden(model: Model, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("plan", ADDED, ids=repr)
-def test_an_adapter_starts_as_nothing_and_keeps_the_names(plan: adapters.Added) -> None:
+def test_an_adapter_starts_as_nothing_and_keeps_the_names(plan: Added) -> None:
     model = small()
     before, names = hidden(model).detach(), set(model.state_dict())
     adapters.add(model, plan)
@@ -41,7 +42,7 @@ def test_an_adapter_starts_as_nothing_and_keeps_the_names(plan: adapters.Added) 
 
 
 @pytest.mark.parametrize("plan", ADDED, ids=repr)
-def test_merging_says_the_same_and_leaves_no_trace(plan: adapters.Added) -> None:
+def test_merging_says_the_same_and_leaves_no_trace(plan: Added) -> None:
     model = small()
     plain, names = hidden(model).detach(), list(model.state_dict())
     adapters.add(model, plan)
@@ -134,7 +135,7 @@ def test_pissa_begins_at_the_top_singular_parts() -> None:
     weight = model.layers[0].attn.q.weight.detach().clone()  # type: ignore[union-attr]
     adapters.add(model, Lora(4, 8.0, init="pissa"))
     part = adapters.parts(model)["layers.0.attn.q"]
-    assert isinstance(part, adapters.LowRank)
+    assert isinstance(part, LowRank)
     s = torch.linalg.svdvals(weight)
     rest = weight - part.scale * part.b @ part.a
     torch.testing.assert_close(torch.linalg.svdvals(rest)[: len(s) - 4], s[4:], atol=1e-5, rtol=1e-4)

@@ -13,8 +13,8 @@ from terakoya.model.model import Model
 from terakoya.train.run import read_lines
 from terakoya.train.step import gradients
 from terakoya.tune import adapters
-from terakoya.tune.adapters import Lora
 from terakoya.tune.methods import Ppo
+from terakoya.tune.plans import Lora
 from terakoya.tune.ppo import CRITIC, Rewarded, Valued, add_critic, gae, objective, values, whitened
 from terakoya.tune.recipe import assign
 from terakoya.tune.reward import open_reward

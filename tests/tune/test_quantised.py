@@ -8,8 +8,8 @@ import torch
 
 from terakoya.model.context import Packed
 from terakoya.tune import adapters
-from terakoya.tune.adapters import Dora, Lora
 from terakoya.tune.merge import merged
+from terakoya.tune.plans import Dora, Lora
 from terakoya.tune.quantised import NF4Linear, codebook, held, pack, quantise, unpack
 from tests.tune.tune_fakes import loud, small
 

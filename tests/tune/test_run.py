@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from terakoya.cli.beside import opened
+from terakoya.cli.main import main
 from terakoya.errors import TerakoyaError
 from terakoya.model.context import Packed
 from terakoya.models import open_model
@@ -96,7 +98,8 @@ def files(run: Path) -> dict[str, bytes]:
     [(f"method={m}",) for m in METHODS]
     + [("method=reward", "adapter=none")]
     + [("adapter=dora",), ("adapter=ia3",), ("adapter=none",), ("adapter=top", "adapter.layers=1"),
-       ("adapter.init=pissa", "adapter.rank=2"),
+       ("adapter.init=pissa", "adapter.rank=2"), ("adapter=adalora", "adapter.warmup=0.3"), ("adapter=prefix",),
+       ("method=dpo", "adapter=prompt"), ("method=grpo", "adapter=ptuning"),
        ("method=ppo", "method.rounds=1", "adapter=dora"), ("rows.micro=3", "adapter.ratio=16"), ("quantise=nf4",),
        ("recompute=true", "adapter=dora")],
     ids=" ".join,
@@ -146,6 +149,25 @@ def test_the_result_opens_everywhere(tmp_path: Path) -> None:
     again = open_model(asked.model)
     peft.load(again.model, again.family, last.path / "adapter")
     torch.testing.assert_close(again.model.head(again.model(ids, Packed([len(ids)]))), want, atol=2e-5, rtol=1e-4)
+
+
+def test_an_adapter_that_stays_beside_its_base_is_talked_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path / "run", recipe(tmp_path, "adapter=prompt", "adapter.tokens=3"))
+    after = json.loads((run / "after.json").read_text(encoding="utf-8"))
+    assert "cannot be merged" in after["unmerged"]
+    assert len(after["answers"]) == 2
+    with pytest.raises(TerakoyaError, match="beside its base"):
+        open_model(str(run))
+    loaded = opened(str(run))
+    assert loaded is not None
+    ids = torch.tensor(tokenizer().encode("寺子屋 one two"))
+    want = tuner(run, recipe(tmp_path, "adapter=prompt", "adapter.tokens=3")).model(ids, Packed([len(ids)]))
+    torch.testing.assert_close(loaded.model(ids, Packed([len(ids)])), want, atol=2e-6, rtol=1e-5)
+    assert opened(str(tmp_path / "base")) is None
+    main(["chat", str(run), "--ask", "いろは", "--max-tokens", "4", "--temperature", "0"])
+    shown = capsys.readouterr()
+    assert "PyTorch" in shown.err
+    assert "いろは" in shown.out
 
 
 def test_training_lowers_the_loss_and_after_is_told_from_before(tmp_path: Path) -> None:

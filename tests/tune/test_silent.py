@@ -18,9 +18,9 @@ from terakoya.model.model import Model
 from terakoya.train.optim import AdamW, Optimizer
 from terakoya.train.step import gradients, step
 from terakoya.tune import adapters
-from terakoya.tune.adapters import Lora
 from terakoya.tune.formats import Talk
 from terakoya.tune.pack import Packer, laid
+from terakoya.tune.plans import Lora
 from terakoya.tune.recompute import recompute
 from terakoya.tune.samples import Sample, encode
 from terakoya.tune.score import answers, targets_of, token_scores

@@ -16,7 +16,7 @@ from terakoya.models import open_model
 from terakoya.tokenizer import Tokenizer, train
 from terakoya.tokenizer.extend import Extended, extend
 from terakoya.tune import adapters
-from terakoya.tune.adapters import Table
+from terakoya.tune.plans import Table
 from terakoya.tune.vocabulary import grown
 from terakoya.zoo import convert
 from terakoya.zoo.convert import Loaded

@@ -102,6 +102,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
     screen.table("before and after", ["", "before", "after"], rows)
     if (kl := after.get("merge_divergence")) is not None:
         screen.console.print(f"merging the adapter moves the model by {kl:.1e} nats a token (KL)")
+    if "unmerged" in after:
+        screen.console.print(f"the adapter {after['unmerged']}", markup=False)
     for old, new in zip(before["answers"], after["answers"], strict=True):
         for mark, text in (("?", old["prompt"]), ("before", old["answer"]), ("after", new["answer"])):
             screen.console.print(f"{mark:>6}: {' '.join(text.split())[:300]}", markup=False)

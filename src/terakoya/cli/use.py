@@ -13,6 +13,7 @@ import torch
 
 from terakoya import corpus
 from terakoya.cli import show as screen
+from terakoya.cli.beside import opened as beside
 from terakoya.cli.folder import new_folder
 from terakoya.data import Shards
 from terakoya.engine.chat import Chat, Reply
@@ -56,11 +57,19 @@ def generate(args: argparse.Namespace) -> None:
     if args.batch is not None:
         from terakoya.cli.batch import batch
 
+        if args.image:
+            raise TerakoyaError("--image", "goes with a PROMPT, not with --batch")
         batch(args, how)
         return
     model, tokenizer = ready(args)
     text = _stdin() if args.prompt == "-" else args.prompt
-    for piece in continuation(model, tokenizer, text, how):
+    if args.image:
+        from terakoya.cli import see
+
+        pieces = see.continuation(model, tokenizer, text, args.image, args.model, how)
+    else:
+        pieces = continuation(model, tokenizer, text, how)
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -75,7 +84,7 @@ def _stdin() -> str:
 
 def ready(args: argparse.Namespace) -> tuple[Any, Tokenizer]:
     """Open the model that was named, for who computes soonest, and say in one line who that is."""
-    loaded = open_model(args.model, packed=args.by != "torch")
+    loaded = beside(args.model) or open_model(args.model, packed=args.by != "torch")
     found = runner(loaded, by=args.by, weights=args.weights)
     sys.stderr.write(f"{described(found)} · context {loaded.spec.context:,}\n")
     model = NativeModel(found.native) if isinstance(found, NativeRunner) else found.model
@@ -100,6 +109,11 @@ def chat(args: argparse.Namespace) -> None:
     """Talk in the terminal, or ask given questions and exit."""
     how = sampling(args)
     model, tokenizer = ready(args)
+    if args.image:
+        from terakoya.cli import see
+
+        talk(see.chat(model, tokenizer, args.image, args.model, args.system), how, args.ask)
+        return
     talk(Chat(model, tokenizer, system=args.system), how, args.ask)
 
 

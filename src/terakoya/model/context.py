@@ -143,6 +143,7 @@ class Memory:
 
     def __init__(self, sequences: int = 1, *, source: Source | None = None) -> None:
         self.lengths = [0] * sequences
+        self.before = 0  # positions ahead of every sequence's first token that no token has
         self.source = source
         self.sources: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> k, v (S, G, K) of the source
         self.keys: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> k (N, room, G, K), v (N, room, G, V)
@@ -171,6 +172,7 @@ class Memory:
         What is kept stays as it was computed; positions must be relative, and sequences in step.
         """
         assert len(set(self.lengths)) == 1, "sequences of one length"
+        assert not self.before, "what stands before a text stays"
         gone = max(0, self.lengths[0] - last)
         if gone:
             self.keys = {layer: (k[:, gone:].clone(), v[:, gone:].clone()) for layer, (k, v) in self.keys.items()}
@@ -204,14 +206,18 @@ class Cached(_Shared):
             self._made["vectors"] = vectors
         self.memory, self.counts = memory, counts
         self.cu = [0, *accumulate(counts)]
-        self.pos = torch.cat(
-            [torch.arange(n, n + c, device=device) for n, c in zip(memory.lengths, counts, strict=True)]
-        )
+        self.starts = [n + memory.before for n in memory.lengths]
+        self.pos = torch.cat([torch.arange(n, n + c, device=device) for n, c in zip(self.starts, counts, strict=True)])
+
+    def follow(self, count: int) -> None:
+        """Let `count` positions that are in memory already, and are no tokens, stand before every sequence."""
+        self.memory.before, self.pos = count, self.pos + count
+        self.starts = [n + count for n in self.starts]
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
     ) -> Tensor:
-        lengths = self.memory.lengths
+        lengths = self.starts
         keys, vals = self.memory.room(layer, max(n + c for n, c in zip(lengths, self.counts, strict=True)), k, v)
         if len(set(lengths)) == 1 and len(set(self.counts)) == 1:  # in step with each other: one call for all
             start, count = lengths[0], self.counts[0]
@@ -234,7 +240,7 @@ class Cached(_Shared):
         return look_across(q, tuple(self.counts), *held[layer], source.lengths, scale)
 
     def remember(self, layer: int, x: Tensor) -> list[Tensor]:
-        ends = [n + c for n, c in zip(self.memory.lengths, self.counts, strict=True)]
+        ends = [n + c for n, c in zip(self.starts, self.counts, strict=True)]
         rows, _ = self.memory.room(layer, max(ends), x, x[:, :0])
         for n, (part, end) in enumerate(zip(x.split(self.counts), ends, strict=True)):
             rows[n, end - len(part) : end] = part

@@ -1,166 +1,42 @@
 """Small trainable parts on a frozen model: LoRA and its kin, by swapping the class of linear layers in place.
 
-The base keeps its modules and the names of its weights. Every adapter is an addition to the output of a linear layer,
-so several can sit side by side, and without any the layer is what it was, to the bit.
+The base keeps its modules and the names of its weights. What sits on a linear layer is an addition to its output, so
+several can sit side by side, and without any the layer is what it was, to the bit. What stands before a text (prefix,
+prompt, P-tuning) sits on the model itself.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terakoya.errors import TerakoyaError, nearest
-from terakoya.model.build import generator
+from terakoya.model.context import Context
 from terakoya.model.model import Model
+from terakoya.tune import ahead
+from terakoya.tune.ahead import Virtual
+from terakoya.tune.parts import Decomposed, Factors, LowRank, Part, Triplets
+from terakoya.tune.plans import (
+    IA3,
+    AdaLora,
+    Adapter,
+    Added,
+    Bias,
+    Dora,
+    Lora,
+    Prefix,
+    Prompt,
+    PTuning,
+    Table,
+    Top,
+)
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")  # what the layers of a LLaMA are made of
-
-
-@dataclass(frozen=True)
-class Lora:
-    """W x + s B A x with B, A of low rank (Hu 2021). A starts random and B at zero, so training starts at the base.
-
-    `init = "pissa"` starts B A at the top singular parts of W, minus themselves (Meng 2024); `stabilised` scales by
-    alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023); `ratio` is the rate of B over that of A (LoRA+, Hayou 2024: 16).
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ()  # last parts of layers' names, e.g. ["q", "v"]; empty: every linear layer
-    init: Literal["zero", "pissa"] = "zero"
-    stabilised: bool = False
-    ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "alpha", "ratio"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise TerakoyaError(f"adapter.{name}", given=getattr(self, name), allowed="more than 0")
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.stabilised else self.rank)
-
-
-@dataclass(frozen=True)
-class Dora(Lora):
-    """LoRA on the direction of each row of W, and a learned length of its own (Liu 2024)."""
-
-
-@dataclass(frozen=True)
-class IA3:
-    """Learned factors on keys, values and the hidden channels of the MLP (Liu 2022)."""
-
-    outputs: tuple[str, ...] = ("k", "v")  # layers whose output is scaled
-    inputs: tuple[str, ...] = ("down",)  # layers whose input is scaled
-
-
-@dataclass(frozen=True)
-class Bias:
-    """Train biases alone (BitFit, Ben Zaken 2021)."""
-
-
-@dataclass(frozen=True)
-class Top:
-    """Train the last layers and the final norm; everything below is frozen."""
-
-    layers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise TerakoyaError("adapter.layers", given=self.layers, allowed="1 or more")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Train the rows of tokens alone, those of a head of its own too: the first step after new tokens were added."""
-
-
-Added = Lora | Dora | IA3
-Adapter = Lora | Dora | IA3 | Bias | Top | Table
-
-
-class LowRank(nn.Module):
-    """s B A x: a (R, in), b (out, R). With `a0`, `b0` (PiSSA) it adds s (B A - B0 A0) x, which starts at zero."""
-
-    def __init__(self, linear: nn.Linear, plan: Lora, name: str, seed: int) -> None:
-        super().__init__()
-        self.plan, self.scale = plan, plan.scale
-        like: dict[str, Any] = {"device": where(linear), "dtype": floating(linear)}
-        self.a0: Tensor | None
-        self.b0: Tensor | None
-        if plan.init == "pissa":
-            a, b = (t.to(**like) for t in _principal(dense(linear), plan.rank, plan.scale))
-            self.register_buffer("a0", a.clone())
-            self.register_buffer("b0", b.clone())
-        else:
-            bound = 1 / math.sqrt(linear.in_features)  # kaiming with a = sqrt(5), as peft starts
-            a = torch.rand(plan.rank, linear.in_features, generator=generator(seed, f"{name}.a"))
-            a = (a * 2 * bound - bound).to(**like)
-            b = torch.zeros(linear.out_features, plan.rank, **like)
-            self.a0 = self.b0 = None
-        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
-
-    def delta(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
-        """What it adds to y = linear(x): (T, in), (T, out) -> (T, out)."""
-        a, b = self.whole()
-        return F.linear(F.linear(x, a), b) * self.scale
-
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """A and B of one plain LoRA that does the same; PiSSA's has twice the rank."""
-        if self.a0 is None or self.b0 is None:
-            return self.a, self.b
-        return torch.cat([self.a, self.a0]), torch.cat([self.b, -self.b0], 1)
-
-    def product(self) -> Tensor:
-        """s B A: (out, in)."""
-        a, b = self.whole()
-        return self.scale * (b @ a)
-
-
-class Decomposed(LowRank):
-    """m (W + s B A) / |W + s B A| by rows; the length of a row is taken as a constant, as the paper does (§4.3)."""
-
-    def __init__(self, linear: nn.Linear, plan: Lora, name: str, seed: int) -> None:
-        super().__init__(linear, plan, name, seed)
-        self.m = nn.Parameter((dense(linear) + self.product().detach()).norm(dim=1))
-
-    def delta(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
-        factor = self._factor(dense(linear))
-        plain = y if linear.bias is None else y - linear.bias
-        return (factor - 1) * plain + factor * super().delta(x, y, linear)
-
-    def _factor(self, weight: Tensor) -> Tensor:
-        return self.m / (weight + self.product().detach()).norm(dim=1).detach()
-
-    def merged(self, weight: Tensor) -> Tensor:
-        """The one weight that does the same."""
-        return self._factor(weight)[:, None] * (weight + self.product())
-
-
-class Factors(nn.Module):
-    """Scale the input or the output of a layer, channel by channel."""
-
-    def __init__(self, linear: nn.Linear, plan: IA3, inputs: bool) -> None:
-        super().__init__()
-        self.plan, self.inputs = plan, inputs
-        size = linear.in_features if inputs else linear.out_features
-        self.l = nn.Parameter(torch.ones(size, device=where(linear), dtype=floating(linear)))
-
-    def delta(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
-        return F.linear(x * (self.l - 1), dense(linear)) if self.inputs else y * (self.l - 1)
-
-    def merged(self, weight: Tensor) -> Tensor:
-        return weight * (self.l[None, :] if self.inputs else self.l[:, None])
-
-
-Part = LowRank | Factors
+UNMERGEABLE = "stands before the text and cannot be merged into weights; keep it beside the base"
 
 
 class Adapted:
@@ -183,23 +59,19 @@ class AdaptedLinear(Adapted, nn.Linear):
     """A plain linear layer with adapters."""
 
 
-def dense(linear: nn.Linear) -> Tensor:
-    """The weight as numbers, (out, in), whatever it is kept as."""
-    unpack = getattr(linear, "dense", None)
-    return unpack() if unpack else linear.weight.detach()
+class Led(Adapted):
+    """Mixed in before a model: what the active adapters put before every text is read first."""
+
+    def forward(self, tokens: Tensor, ctx: Context) -> Tensor:  # type: ignore[override]
+        """tokens (T,) -> (T, D), as without them."""
+        found = [cast("Virtual", self.adapters[name]) for name in self.active]
+        whole = super(Adapted, self).forward  # type: ignore[misc]
+        return ahead.read(cast("Model", self), whole, found, tokens, ctx) if found else whole(tokens, ctx)
 
 
-def floating(linear: nn.Linear) -> torch.dtype:
-    """The type an adapter computes in."""
-    return torch.float32 if hasattr(linear, "dense") else linear.weight.dtype
-
-
-def where(linear: nn.Linear) -> torch.device:
-    """The device a layer lies on."""
-    return next(iter(linear.state_dict().values())).device
-
-
-def _swapped(cls: type[nn.Linear]) -> type[nn.Linear]:
+def _swapped(cls: type[Any]) -> type[Any]:
+    if issubclass(cls, Model):
+        return type(f"Led{cls.__name__}", (Led, cls), {})
     return AdaptedLinear if cls is nn.Linear else type(f"Adapted{cls.__name__}", (Adapted, cls), {})
 
 
@@ -221,30 +93,38 @@ def add(model: Model, plan: Added, name: str = "default", *, seed: int = 0) -> N
         raise TerakoyaError("adapter name", given=name, allowed="letters, digits and _")
     if name in names(model):
         raise TerakoyaError("adapter name", "is taken", given=name)
+    if isinstance(plan, Prefix | Prompt | PTuning):
+        with only(model):
+            part = ahead.virtual(model, plan, seed)
+        model.requires_grad_(False)
+        attach(model, name, part)
+        return
     model.requires_grad_(False)
     for path, linear in _targets(model, plan).items():
         attach(linear, name, part_of(linear, plan, path, seed))
 
 
-def attach(linear: nn.Linear, name: str, part: Part) -> None:
-    """Put one part on one layer, active."""
-    if not isinstance(linear, Adapted):
-        linear.__class__ = _swapped(type(linear))
-        linear.adapters, linear.active = nn.ModuleDict(), ()  # type: ignore[assignment]
-    layer = cast("Adapted", linear)
+def attach(holder: nn.Linear | Model, name: str, part: Part | Virtual) -> None:
+    """Put one part on one layer (what stands before a text: on the model), active."""
+    if not isinstance(holder, Adapted):
+        holder.__class__ = _swapped(type(holder))
+        holder.adapters, holder.active = nn.ModuleDict(), ()  # type: ignore[assignment]
+    layer = cast("Adapted", holder)
     layer.adapters[name] = part
     layer.active = (*layer.active, name)
 
 
-def _targets(model: Model, plan: Added) -> dict[str, nn.Linear]:
+def _targets(model: Model, plan: Lora | AdaLora | IA3) -> dict[str, nn.Linear]:
     return layers(model, (*plan.outputs, *plan.inputs) if isinstance(plan, IA3) else plan.targets)
 
 
-def part_of(linear: nn.Linear, plan: Added, path: str, seed: int) -> Part:
+def part_of(linear: nn.Linear, plan: Lora | AdaLora | IA3, path: str, seed: int) -> Part:
     """Make the part that `plan` puts on the layer at `path`."""
     match plan:
         case IA3():
             return Factors(linear, plan, path.rpartition(".")[2] in plan.inputs)
+        case AdaLora():
+            return Triplets(linear, plan, path, seed)
         case Dora():
             return Decomposed(linear, plan, path, seed)
         case Lora():
@@ -283,12 +163,30 @@ def names(model: Model) -> list[str]:
 
 
 def parts(model: Model, name: str = "default") -> dict[str, Part]:
-    """Return one adapter's parts by the name of the layer they sit on."""
-    found = {n: cast("Part", m.adapters[name]) for n, m in adapted(model).items() if name in m.adapters}
+    """Return one adapter's parts by the name of the layer they sit on; none where it stands before the text."""
+    found = {n: m.adapters[name] for n, m in adapted(model).items() if name in m.adapters}
     if not found:
         known = names(model)
         raise TerakoyaError("adapter", "is not on this model", given=name, allowed=known, hint=nearest(name, known))
-    return found
+    return {n: cast("Part", p) for n, p in found.items() if not isinstance(p, Virtual)}
+
+
+def virtual(model: Model, name: str = "default") -> Virtual | None:
+    """Return what an adapter puts before every text, if that is what it does."""
+    found = model.adapters[name] if isinstance(model, Led) and name in model.adapters else None
+    return cast("Virtual | None", found)
+
+
+def lead(model: Model) -> int:
+    """Return how many positions before a text the active adapters take."""
+    if not isinstance(model, Led):
+        return 0
+    return sum(cast("Virtual", model.adapters[name]).count for name in model.active)
+
+
+def mergeable(model: Model) -> bool:
+    """Say whether what the active adapters do can be had from weights alone."""
+    return not lead(model)
 
 
 @contextmanager
@@ -324,12 +222,14 @@ def remove(model: Model, name: str = "default") -> None:
             m.active = tuple(n for n in m.active if n != name)
         if not len(m.adapters):
             del m.adapters, m.active
-            m.__class__ = type(m).__mro__[2]  # the class that Adapted was mixed into
+            m.__class__ = next(c for c in type(m).__mro__ if not issubclass(c, Adapted))
 
 
 @torch.no_grad()
 def merge(model: Model, name: str = "default") -> None:
     """Add an adapter into the base weights and take it off; a layer whose weight is packed must be unpacked first."""
+    if virtual(model, name) is not None:
+        raise TerakoyaError("adapter", UNMERGEABLE, given=name)
     for path, part in parts(model, name).items():
         linear = cast("nn.Linear", model.get_submodule(path))
         if hasattr(linear, "dense"):
@@ -349,7 +249,7 @@ def gains(model: Model) -> dict[str, float]:
         f"{path}.adapters.{name}.b": part.plan.ratio
         for name in names(model)
         for path, part in parts(model, name).items()
-        if isinstance(part, LowRank) and part.plan.ratio != 1.0
+        if isinstance(part, LowRank) and isinstance(part.plan, Lora) and part.plan.ratio != 1.0
     }
 
 
@@ -367,11 +267,3 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
     with torch.no_grad():
         for n, p in own.items():
             p.copy_(tensors[n])
-
-
-def _principal(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """A (R, in) and B (out, R) with s B A the best approximation of `weight` (out, in) of this rank."""
-    u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
-    root = (s[:rank] / scale).sqrt()
-    sign = torch.where(u[:, :rank].sum(0) < 0, -1.0, 1.0)  # singular vectors have no sign of their own
-    return root[:, None] * sign[:, None] * vh[:rank], u[:, :rank] * sign * root

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from terakoya.config import select
 from terakoya.model import spec
+from terakoya.model.context import Keys
 from terakoya.ops.attend import Bias, Look, attend
 
 Group = tuple[int, tuple[int, ...]]  # tokens of the prompt, and of each answer that follows it
@@ -55,6 +56,12 @@ class Branched:
             out += [made[i] for i, n in enumerate(answers) if n]
             at = begins[-1]
         return torch.cat(out)
+
+    def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
+        raise AssertionError("a text without a source")
+
+    def remember(self, layer: int, x: Tensor) -> list[Tensor]:
+        raise AssertionError("what attends over itself cannot branch")
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         raise AssertionError("a recurrent layer cannot branch")

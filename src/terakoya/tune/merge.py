@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from terakoya.data.batch import Batch
+from terakoya.errors import TerakoyaError
 from terakoya.model.build import build
 from terakoya.model.model import Model
 from terakoya.quant.linear import PREFIX, Packed
 from terakoya.train.objective import context_of
-from terakoya.tune.adapters import Adapted, Decomposed, Factors, LowRank, adapted, dense
+from terakoya.tune.adapters import UNMERGEABLE, Adapted, adapted, mergeable
+from terakoya.tune.parts import Decomposed, Factors, LowRank, dense
 
 ROWS = 256  # tokens whose logits are held at once
 
@@ -23,6 +25,8 @@ def merged(model: Model) -> Model:
 
     Packed base weights are unpacked first.
     """
+    if not mergeable(model):
+        raise TerakoyaError("adapter", UNMERGEABLE)
     layers = adapted(model)
     tensors: dict[str, Tensor] = {
         n: t for n, t in model.state_dict().items() if ".adapters." not in n and f".{PREFIX}" not in n

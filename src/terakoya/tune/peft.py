@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.build import build, parameters
 from terakoya.model.model import Model
-from terakoya.tune import adapters
-from terakoya.tune.adapters import IA3, Decomposed, Dora, Factors, Lora, LowRank, Part
+from terakoya.tune import adapters, peft_ahead
+from terakoya.tune.parts import Decomposed, Factors, LowRank, Part, Triplets
+from terakoya.tune.plans import IA3, AdaLora, Dora, Lora
 from terakoya.zoo import convert, lineage
 from terakoya.zoo.names import Layout, placed
 from terakoya.zoo.weights import open_weights
@@ -62,15 +64,22 @@ def export(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what stands in adapter_config.json, and the tensors by their names."""
     found = adapters.parts(model, name)
+    shared = {"base_model_name_or_path": base or None, "task_type": "CAUSAL_LM", "inference_mode": True}
+    if (before := adapters.virtual(model, name)) is not None:
+        said, tensors = peft_ahead.export(model, before)
+        return shared | said, tensors
     table = [p for p in places(model.spec, family) if any(n in found for n in p.ours)]
     left = set(found) - {n for p in table for n in p.ours}
     if left:
         raise TerakoyaError("adapter", "sits on layers that peft has no name for", given=", ".join(sorted(left)[:4]))
     plan = next(iter(found.values())).plan
-    shared = {"base_model_name_or_path": base or None, "task_type": "CAUSAL_LM", "inference_mode": True}
     if isinstance(plan, IA3):
         return shared | _ia3_config(plan, found, table), _ia3_tensors(found, table)
-    tensors: dict[str, Tensor] = {}
+    if isinstance(plan, AdaLora):
+        every = [p.theirs for p in places(model.spec, family)]
+        said, tensors = _triplets(plan, cast("Mapping[str, Triplets]", found), table, every, model)
+        return shared | said, tensors
+    tensors = {}
     ranks: dict[str, int] = {}
     for place in table:
         a, b, m = _joined(place, {n: cast("LowRank", p) for n, p in found.items() if n in place.ours}, model)
@@ -106,8 +115,8 @@ def load(model: Model, family: str, folder: Path, *, name: str = "default") -> N
     where = folder / CONFIG
     config = convert.read_json(where)
     kind = config.get("peft_type")
-    if kind not in ("LORA", "IA3"):
-        raise TerakoyaError(f"{where}: peft_type", given=kind, allowed=["LORA", "IA3"])
+    if kind not in READERS and kind not in peft_ahead.KINDS:
+        raise TerakoyaError(f"{where}: peft_type", given=kind, allowed=[*READERS, *peft_ahead.KINDS])
     for key, fine in REFUSED.items():
         if key in config and config[key] not in fine:
             raise TerakoyaError(f"{where}: {key}", given=config[key], allowed=[str(v) for v in fine])
@@ -119,13 +128,17 @@ def load(model: Model, family: str, folder: Path, *, name: str = "default") -> N
         raise TerakoyaError("adapter name", "is taken", given=name)
     file = folder / WEIGHTS
     weights = open_weights(file)
+    if kind in peft_ahead.KINDS:
+        tensors = {k: weights.get(k) for k in weights}
+        part = peft_ahead.read(model, config, tensors, str(where), str(file))
+        adapters.attach(model, name, part.requires_grad_(False))
+        return
     used: set[str] = set()
     parts: dict[str, Part] = {}
     for place in places(model.spec, family):
-        read = _ia3_parts if kind == "IA3" else _lora_parts
         held = {k: weights.get(k) for k in weights if k.startswith(f"{PREFIX}{place.theirs}.")}
         if held:
-            parts |= read(
+            parts |= READERS[kind](
                 model,
                 place,
                 config,
@@ -147,7 +160,7 @@ def _joined(place: Place, parts: Mapping[str, LowRank], model: Model) -> tuple[T
     scale = next(iter(parts.values())).scale
     a_all, b_all = [], []
     for name, part in parts.items():
-        a, b = (t.detach() for t in part.whole())
+        a, b = (t.detach() for t in ((part.a, part.b) if isinstance(part, Triplets) else part.whole()))
         if place.layout.dim == 1:
             a_all.append(convert.fuse([a], place.layout, model.spec))
             b_all.append(b)
@@ -185,6 +198,35 @@ def _lora_config(plan: Lora, table: list[Place], ranks: Mapping[str, int], every
         "bias": "none",
         "init_lora_weights": True,
     }
+
+
+def _triplets(
+    plan: AdaLora, found: Mapping[str, Triplets], table: list[Place], every: list[str], model: Model
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Write P, Λ, Q; every layer gets the rank of the largest, parts without weight filling up."""
+    joined: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    for place in table:
+        mine = {n: p for n, p in found.items() if n in place.ours}
+        a, b, _ = _joined(place, mine, model)
+        joined[PREFIX + place.theirs] = (a, b, torch.cat([p.e.detach() for p in mine.values()]))
+    rank = max(len(a) for a, _, _ in joined.values())
+    tensors: dict[str, Tensor] = {}
+    for key, (a, b, e) in joined.items():
+        more = rank - len(a)
+        tensors |= {
+            f"{key}.lora_A": F.pad(a, (0, 0, 0, more)),
+            f"{key}.lora_B": F.pad(b, (0, more)),
+            f"{key}.lora_E": F.pad(e, (0, more))[:, None],
+        }
+    scale = next(iter(found.values())).scale
+    said = {
+        "peft_type": "ADALORA", "init_r": rank, "target_r": plan.target, "lora_alpha": _whole(scale * (rank + 1e-5)),
+        "target_modules": _short([p.theirs for p in table], every),
+        "fan_in_fan_out": any(p.transposed for p in table), "lora_dropout": 0.0, "bias": "none",
+        "init_lora_weights": True, "deltaT": plan.every, "beta1": plan.memory, "beta2": plan.doubt,
+        "orth_reg_weight": plan.orthogonal, "tinit": 0, "tfinal": 0, "total_step": 1,  # peft wants one; it is over
+    }  # fmt: skip
+    return said, tensors
 
 
 def _whole(value: float) -> float | int:
@@ -230,6 +272,36 @@ def _lora_parts(
             if m_part is None:
                 raise TerakoyaError(f"{file}: {place.theirs}", "lacks lora_magnitude_vector")
             part.m.data.copy_(m_part.flatten())
+        made[name] = part
+    return made
+
+
+def _triplet_parts(
+    model: Model, place: Place, config: Mapping[str, Any], held: Mapping[str, Tensor], file: str
+) -> dict[str, Part]:
+    if held.keys() != {"lora_A", "lora_B", "lora_E"}:
+        raise TerakoyaError(f"{file}: {place.theirs}", "has other tensors than AdaLoRA", given=", ".join(sorted(held)))
+    a, b, e = held["lora_A"], held["lora_B"], held["lora_E"].flatten()
+    if not len(a):
+        return {}  # every part was given up
+    first, alpha = config.get("init_r"), config.get("lora_alpha")
+    if not isinstance(first, int) or not isinstance(alpha, int | float):
+        raise TerakoyaError(
+            f"{file}: {place.theirs}", "needs init_r and lora_alpha in the config", given=(first, alpha)
+        )
+    linear = {n: cast("nn.Linear", model.get_submodule(n)) for n in place.ours}
+    a, b_parts, _ = _cut(place, a, b, None, [k.out_features for k in linear.values()], model)
+    plan = AdaLora(len(a), min(len(a), max(1, int(config.get("target_r", 1)))), float(alpha))
+    made: dict[str, Part] = {}
+    for (name, layer), b_part in zip(linear.items(), b_parts, strict=True):
+        part = cast("Triplets", adapters.part_of(layer, plan, name, 0))
+        given = (tuple(a.shape), tuple(b_part.shape), tuple(e.shape))
+        allowed = (tuple(part.a.shape), tuple(part.b.shape), tuple(part.e.shape))
+        if given != allowed:
+            raise TerakoyaError(f"{file}: {place.theirs}", "has the wrong shape", given=given, allowed=allowed)
+        for own, value in ((part.a, a), (part.b, b_part), (part.e, e)):
+            own.data.copy_(value)
+        part.scale = float(alpha) / (first + 1e-5)
         made[name] = part
     return made
 
@@ -283,3 +355,6 @@ def _ia3_parts(
         raise TerakoyaError(f"{file}: {place.theirs}", "has the wrong shape", given=tuple(held["ia3_l"].shape))
     part.l.data.copy_(held["ia3_l"].flatten())
     return {name: part}
+
+
+READERS = {"LORA": _lora_parts, "ADALORA": _triplet_parts, "IA3": _ia3_parts}

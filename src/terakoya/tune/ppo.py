@@ -23,6 +23,7 @@ from terakoya.tune import adapters
 from terakoya.tune.branch import branches
 from terakoya.tune.methods import Ppo
 from terakoya.tune.pack import dealt, laid
+from terakoya.tune.plans import Added
 from terakoya.tune.questions import prompts
 from terakoya.tune.recipe import Tune
 from terakoya.tune.reward import rewards
@@ -47,12 +48,13 @@ class Valued(Rolled):
     values: Tensor
 
 
-def add_critic(model: Model, plan: adapters.Added, seed: int) -> None:
+def add_critic(model: Model, plan: Added, seed: int) -> None:
     """Put a second adapter and a head (D,) -> 1, `model.value`, on an adapted model; the first stays the active one."""
     adapters.add(model, plan, CRITIC, seed=seed + 1)
     adapters.use(model, POLICY)
-    for part in adapters.parts(model, POLICY).values():
-        part.requires_grad_(True)
+    for part in (*adapters.parts(model, POLICY).values(), adapters.virtual(model, POLICY)):
+        if part is not None:
+            part.requires_grad_(True)
     like = next(model.parameters())
     head = nn.Linear(model.spec.dim, 1)
     nn.init.zeros_(head.weight)

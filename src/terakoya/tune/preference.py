@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from terakoya.tune import adapters
 from terakoya.tune.formats import choices, verdicts
 from terakoya.tune.methods import Cpo, Dpo, Ipo, Kto, Orpo, Preference, Reward, Simpo
 from terakoya.tune.pack import dealt, laid, plain
+from terakoya.tune.plans import ADDED, Added
 from terakoya.tune.recipe import Tune
 from terakoya.tune.reward import read_to_the_end, rewards
 from terakoya.tune.samples import Counts, Sample, answer, fitted
@@ -152,9 +154,7 @@ def objective(plan: Preference) -> Objective:
             better = rewards(model, batch)
             margin = better[0::2] - better[1::2]
             seen = margin.detach()
-            return Outcome(
-                bradley_terry(margin).sum(), {"margin": seen.sum().item(), "accuracy": (seen > 0).sum().item()}
-            )
+            return Outcome(bradley_terry(margin).sum(), _seen(seen))
         logp, tokens = sums(token_scores(model, batch), batch)
         gain = (logp - batch.reference).detach()
         if isinstance(plan, Kto):
@@ -164,11 +164,16 @@ def objective(plan: Preference) -> Objective:
         a, b = slice(0, None, 2), slice(1, None, 2)
         pairs = Pairs(logp[a], logp[b], batch.reference[a], batch.reference[b], tokens[a], tokens[b])
         margin = gain[a] - gain[b]
-        return Outcome(
-            paired(plan)(pairs).sum(), {"margin": margin.sum().item(), "accuracy": (margin > 0).sum().item()}
-        )
+        return Outcome(paired(plan)(pairs).sum(), _seen(margin))
 
     return preferred
+
+
+def _seen(margin: Tensor) -> dict[str, float]:
+    """Sums over pairs: of the margins and their squares, and how many are right."""
+    return {
+        "margin": margin.sum().item(), "accuracy": float((margin > 0).sum()), "squares": margin.square().sum().item(),
+    }  # fmt: skip
 
 
 class Judgements:
@@ -223,7 +228,7 @@ class Judgements:
 
     @torch.no_grad()
     def look(self, model: Model, device: str, limit: int | None) -> dict[str, float]:
-        """Loss, margin and accuracy on held-out judgements (KTO's drift is taken as 0)."""
+        """Loss, margin (± interval) and accuracy on held-out judgements (KTO's drift is taken as 0)."""
         total: dict[str, float] = {}
         count, size = 0.0, 0
         for first in range(0, len(self.heldout), self.recipe.rows.count):
@@ -235,7 +240,11 @@ class Judgements:
             count, size = count + batch.weight, size + 4 * len(batch.tokens)
             if limit is not None and size >= limit:
                 break
-        return {f"heldout_{name}": value / count for name, value in total.items()}
+        means = {f"heldout_{name}": value / count for name, value in total.items()}
+        if (squares := means.pop("heldout_squares", None)) is not None:  # half the 95 % interval of the mean margin
+            spread = max(0.0, squares - means["heldout_margin"] ** 2) / max(1.0, count - 1)
+            means["heldout_interval"] = 1.96 * math.sqrt(spread)
+        return means
 
     def _judged(self, side: _Side, reference: Sequence[Tensor], rows: Sequence[int]) -> Judged:
         samples = [s for i in rows for s in side[i][0]]
@@ -279,9 +288,9 @@ def _items(recipe: Tune, tokenizer: Tokenizer) -> list[_Item]:
     template = recipe.data.template
     out: list[_Item] = []
     if isinstance(recipe.method, Kto):
-        if recipe.adapter is None or not isinstance(recipe.adapter, adapters.Added):
+        if recipe.adapter is None or not isinstance(recipe.adapter, Added):
             raise TerakoyaError("adapter", "KTO measures the model's drift from its base, kept under an adapter",
-                                allowed=["lora", "dora", "ia3"])  # fmt: skip
+                                allowed=ADDED)  # fmt: skip
         return [
             (v.prompt, (answer(tokenizer, v.place, v.prompt, v.answer, template),), (float(v.liked),))
             for v in verdicts(read(recipe.data))

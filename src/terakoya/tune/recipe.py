@@ -13,9 +13,9 @@ from terakoya.errors import TerakoyaError
 from terakoya.train.optim import AdamW, Optim
 from terakoya.train.recipe import Keep, Rows
 from terakoya.train.schedule import Cosine, Schedule
-from terakoya.tune.adapters import Adapter, Lora
 from terakoya.tune.formats import Format
 from terakoya.tune.methods import Method, Sft
+from terakoya.tune.plans import Adapter, Lora
 from terakoya.tune.samples import Overlong
 
 

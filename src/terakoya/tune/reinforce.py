@@ -21,6 +21,7 @@ from terakoya.tune.branch import branches
 from terakoya.tune.checks import Answer, reward
 from terakoya.tune.methods import Grpo
 from terakoya.tune.pack import dealt
+from terakoya.tune.plans import Added
 from terakoya.tune.questions import Question, questions
 from terakoya.tune.recipe import Tune
 from terakoya.tune.rollout import Rolled, Rollout, drawn, rolled, seed_of
@@ -66,7 +67,7 @@ class Trials:
         if not branches(model.spec):
             raise TerakoyaError("method", "needs a model whose memory is keys and values, not a state", given="grpo")
         self.vocab = min(model.spec.vocab, tokenizer.vocab_size)
-        if plan.beta and not isinstance(recipe.adapter, adapters.Added):
+        if plan.beta and not isinstance(recipe.adapter, Added):
             raise TerakoyaError("method.beta", "needs the base under an adapter as its reference", given=plan.beta)
         self.objective: Objective = objective(plan, self.vocab)
         found = list(questions(recipe.data, plan.checks, recipe.seed))

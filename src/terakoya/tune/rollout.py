@@ -21,6 +21,7 @@ from terakoya.engine.sampling import Sampling
 from terakoya.engine.store import BLOCK
 from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer
+from terakoya.tune.adapters import lead
 from terakoya.tune.branch import Branched, Group
 from terakoya.tune.pack import plain
 from terakoya.tune.score import targets_of
@@ -135,6 +136,7 @@ def drawn(
     """Draw n answers of at most `tokens` tokens to each prompt (ids), all side by side."""
     out: list[list[Rollout]] = []
     loaded = Loaded(model, tokenizer, "")
+    prompts = [(*(0,) * lead(model), *ids) for ids in prompts]  # places for what the adapter puts before a text
     with Engine(
         loaded, memory_bytes=_room(model, prompts, n, tokens), threaded=False, max_running=SIDE_BY_SIDE
     ) as engine:

@@ -30,9 +30,11 @@ from terakoya.tune.distil import Distilled
 from terakoya.tune.merge import divergence, merged
 from terakoya.tune.methods import Distil, Gkd, Grpo, Ppo, Reward, Sft
 from terakoya.tune.onpolicy import Corrected
+from terakoya.tune.plans import ADDED, AdaLora, Added, Ahead
 from terakoya.tune.ppo import Rewarded, add_critic
 from terakoya.tune.preference import Judgements
 from terakoya.tune.quantised import quantise
+from terakoya.tune.ranks import SKEW, Ranks, orthogonal
 from terakoya.tune.recipe import Budget, Tune
 from terakoya.tune.recompute import recompute
 from terakoya.tune.reinforce import Trials
@@ -53,7 +55,9 @@ class Tuner(Loop):
     loaded: Loaded
     tokenizer: Tokenizer
     base: str  # fingerprint of the weights it began with
+    ranks: Ranks | None = None  # the budget of an AdaLoRA
     _live: bool = field(default=False, repr=False)
+    _done: int = field(default=0, repr=False)
 
     @property
     def plan(self) -> Tune:
@@ -93,7 +97,14 @@ class Tuner(Loop):
                 raise TerakoyaError("training", f"{len(dead)} parameters receive no gradient: {', '.join(dead[:4])}")
             self._live = True
         share = result.weight or 1.0
-        return replace(result, metrics={k: v / share for k, v in result.metrics.items()})
+        seen = {k: v / share for k, v in result.metrics.items()}
+        if self.ranks is None:
+            return replace(result, metrics=seen)
+        self._done += 1
+        if result.moved:
+            self.ranks.update(self._done)
+        seen["parts"] = float(sum(self.ranks.ranks().values()))
+        return replace(result, loss=result.loss - self.ranks.plan.orthogonal * seen[SKEW], metrics=seen)
 
     def answers(self) -> list[dict[str, Any]]:
         """Answer the held-out prompts that the recipe shows."""
@@ -118,7 +129,10 @@ class Tuner(Loop):
         if not path.exists():
             seen = self.measured()
             if name == "after.json" and adapters.names(self.model):
-                seen["merge_divergence"] = divergence(self.model, merged(self.model), self._some())
+                if adapters.mergeable(self.model):
+                    seen["merge_divergence"] = divergence(self.model, merged(self.model), self._some())
+                else:
+                    seen["unmerged"] = adapters.UNMERGEABLE
             self.run.write_json(name, seen)
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -136,7 +150,9 @@ class Tuner(Loop):
             tensors["adapter/adapter_model"], extra[f"adapter/{peft.CONFIG}"] = parts, said
         if isinstance(self.work, Remembers) and (kept := self.work.state()):
             tensors["work"] = kept
-        if self.whole or done == self.steps:
+        if self.ranks is not None:
+            tensors["ranks"] = {n: t.cpu() for n, t in self.ranks.state().items()}
+        if (self.whole or done == self.steps) and adapters.mergeable(self.model):
             plain = merged(self.model)
             family = self.loaded.family
             weights = {n: t.contiguous().cpu() for n, t in convert.tensors(plain, family).items()}
@@ -169,7 +185,9 @@ class Tuner(Loop):
         self.optimizer.load(checkpoint.tensors("optimizer"))
         if isinstance(self.work, Remembers):
             self.work.restore(checkpoint.tensors("work") if "work.safetensors" in checkpoint.files else {})
-        self.start = checkpoint.step
+        if self.ranks is not None:
+            self.ranks.restore(checkpoint.tensors("ranks"))
+        self.start = self._done = checkpoint.step
         skipped = checkpoint.meta.get("skipped", 0)
         self.skipped = skipped if isinstance(skipped, int) else 0
 
@@ -185,24 +203,30 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = Non
     if tokenizer is None:
         raise TerakoyaError(recipe.model, "has no tokenizer")
     context = loaded.spec.context
+    if isinstance(recipe.adapter, Ahead):
+        context -= recipe.adapter.tokens
     if recipe.rows.context > context:
-        raise TerakoyaError("rows.context", given=recipe.rows.context, allowed=f"at most the model's {context}")
+        most = "the model's" if context == loaded.spec.context else "the model's less adapter.tokens,"
+        raise TerakoyaError("rows.context", given=recipe.rows.context, allowed=f"at most {most} {context}")
+    if isinstance(recipe.method, Reward) and isinstance(recipe.adapter, Ahead):
+        raise TerakoyaError("adapter", "a reward model is kept as one model: its adapter must be mergeable",
+                            allowed=["lora", "dora", "adalora", "ia3"])  # fmt: skip
     if not run.tokenizer.exists():
         tokenizer.save(run.tokenizer)
     model = loaded.model.to(place.name)
     base = fingerprint(model)
     if recipe.quantise == "nf4":
-        if not isinstance(recipe.adapter, adapters.Added):
-            raise TerakoyaError("quantise", "a four-bit base cannot learn by itself; it needs an adapter",
-                                allowed=["lora", "dora", "ia3"])  # fmt: skip
+        if not isinstance(recipe.adapter, Added):
+            problem = "a four-bit base cannot learn by itself; it needs an adapter"
+            raise TerakoyaError("quantise", problem, allowed=ADDED)
         quantise(model)
     adapters.prepare(model, recipe.adapter, seed=recipe.seed)
     if isinstance(recipe.method, Reward):
         add_head(model, recipe.seed)
     if isinstance(recipe.method, Ppo):
-        if not isinstance(recipe.adapter, adapters.Added):
+        if not isinstance(recipe.adapter, Added) or isinstance(recipe.adapter, AdaLora):
             raise TerakoyaError("adapter", "ppo needs the base under an adapter, as its reference and for its critic",
-                                allowed=["lora", "dora", "ia3"])  # fmt: skip
+                                allowed=[a for a in ADDED if a != "adalora"])  # fmt: skip
         add_critic(model, recipe.adapter, recipe.seed)
     if recipe.recompute:
         recompute(model)
@@ -214,6 +238,9 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = Non
         run=run, model=model, optimizer=optimizer, place=place, objective=work.objective, recipe=recipe, work=work,
         loaded=loaded, tokenizer=tokenizer, base=base,
     )  # fmt: skip
+    if isinstance(recipe.adapter, AdaLora):
+        tuner.ranks = Ranks(model, recipe.adapter, tuner.steps)
+        tuner.objective = orthogonal(tuner.objective, recipe.adapter)
     if not run.resolved.exists():
         run.write("resolved.toml", config.dump(replace(recipe, budget=Budget(steps=tuner.steps))))
     if (checkpoint := run.checkpoints(recipe.keep.count).latest()) is not None:
