@@ -33,7 +33,7 @@ class Actor(nn.Module):
 
     def __init__(self, script: list[int], prompt: int, vocab: int, context: int = 4096) -> None:
         super().__init__()
-        self.spec = SimpleNamespace(vocab=vocab, context=context, sort="decoder")
+        self.spec = SimpleNamespace(vocab=vocab, context=context, sort="decoder", encoder=None, sight=None)
         self.anchor = nn.Parameter(torch.zeros(1))
         self.script, self.prompt, self.vocab = script, prompt, vocab
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from terakoya.engine import sampler
 from terakoya.engine.compact import Kept
-from terakoya.engine.generate import check
+from terakoya.engine.generate import allowed
 from terakoya.engine.handle import Handle
 from terakoya.engine.paged import Part
 from terakoya.engine.request import Completion, EngineError, Request
@@ -26,7 +26,9 @@ from terakoya.engine.scheduler import Row, Scheduler
 from terakoya.engine.sequence import Choice
 from terakoya.engine.steady import steady
 from terakoya.engine.store import BLOCK, Shape, Store
+from terakoya.engine.vectors import Vectors
 from terakoya.errors import TerakoyaError
+from terakoya.model.spec import Model as Spec
 from terakoya.ops.lower import Weights
 from terakoya.zoo.convert import Loaded
 
@@ -75,7 +77,8 @@ class Engine:
         threaded: bool = True,
         poison: bool = False,
     ) -> None:
-        self.model, self.tokenizer = loaded.continuing().model, loaded.tokenizer
+        loaded = loaded if loaded.spec.sort == "encoder-decoder" else loaded.continuing()
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.runner = runner(loaded, by=by, weights=weights, threads=threads, kept=kept)
         self.device = self.runner.device
         self.vocab = min(self.model.spec.vocab, loaded.tokenizer.vocab_size if loaded.tokenizer else 1 << 40)
@@ -85,7 +88,7 @@ class Engine:
         running = max(1, min(max_running, budget - (unit or 0)))
         shapes = self.runner.shapes()
         if memory_bytes is None:
-            memory_bytes = _memory(self.device, shapes, self.model.spec.context, running)
+            memory_bytes = _memory(self.device, shapes, self.model.spec, running)
         self.store = Store(shapes, memory_bytes, sequences=running, step=budget, device=self.device, poison=poison)
         self.context = min(self.model.spec.context, self.store.longest)
         self.scheduler = Scheduler(self.store, budget=budget, running=running, unit=unit)
@@ -117,6 +120,8 @@ class Engine:
         if self.scheduler.unit is not None:
             how = "each choice by itself" if self.multiple is None else f"rows in multiples of {self.multiple}"
             facts.append(f"deterministic ({how}, no drafts)")
+        if self.store.sources is not None:
+            facts.append(f"{self.store.longest_source:,} tokens of sources")
         if self.store.states is not None:
             facts.append("recurrent layers (no drafts)")
         return " · ".join(facts)
@@ -181,7 +186,7 @@ class Engine:
             )
         how = request.sampling
         if self.tokenizer is not None:
-            check(self.model, self.tokenizer, request.prompt, how)
+            allowed(self.model, self.tokenizer, request.prompt, how)
         elif how.stop or request.grammar:
             raise TerakoyaError("request", "has stop strings or a grammar, but the model has no tokenizer")
         ids = [*request.prompt, *request.stop_ids, *(i for word in request.bad_words for i in word)]
@@ -190,6 +195,35 @@ class Engine:
                 raise TerakoyaError("request", "has an id that is none of this model's", given=id)
         if not request.prompt:
             raise TerakoyaError("prompt", "is empty")
+        if request.vectors is not None:
+            self._check_vectors(request.vectors, len(request.prompt))
+        self._check_source(request.source)
+
+    def _check_source(self, source: tuple[int, ...] | None) -> None:
+        encoder = self.model.spec.encoder
+        if encoder is None:
+            if source is not None:
+                raise TerakoyaError("request.source", "is for models with an encoder, and this one has none")
+            return
+        if not source:
+            raise TerakoyaError("request.source", "is missing: this model writes one text from another")
+        most = min(encoder.context, self.store.longest_source)
+        if len(source) > most:
+            raise EngineError("too long", "source", f"has {len(source)} tokens; there is room for {most}")
+        for id in source:
+            if not 0 <= id < encoder.vocab:
+                raise TerakoyaError("request.source", "has an id that is none of this model's", given=id)
+
+    def _check_vectors(self, vectors: Vectors, prompt: int) -> None:
+        width = self.model.embed.token.embedding_dim
+        if not self.runner.vectors:
+            raise TerakoyaError(
+                "request.vectors", f"are read by PyTorch only; here: {self.runner.words}", hint="by=torch"
+            )
+        if vectors.rows.shape[1] != width:
+            raise TerakoyaError("request.vectors", "width", given=vectors.rows.shape[1], allowed=width)
+        if vectors.places and vectors.places[-1] >= prompt:
+            raise TerakoyaError("request.vectors", "stand behind the prompt", given=vectors.places[-1], allowed=prompt)
 
     # ---- stepping
 
@@ -261,7 +295,7 @@ class Engine:
             return
         unit = self.scheduler.unit
         named = None if unit is None else choice.prompt // unit * unit
-        self.store.settle(choice.held, choice.ids, choice.computed, named=named)
+        self.store.settle(choice.held, choice.keys, choice.computed, named=named)
 
     def _settle(self) -> None:
         """End what has ended: the one place where stop, cancellation and deadline take effect."""
@@ -355,7 +389,7 @@ class Engine:
 
 def _part(row: Row) -> Part:
     assert row.choice.held is not None
-    return Part(row.choice.held, row.start, row.count)
+    return Part(row.choice.held, row.start, row.count, row.choice.request.vectors)
 
 
 def _ids(row: Row) -> list[int]:
@@ -380,8 +414,9 @@ def _turn(choice: Choice, vocab: int) -> sampler.Row:
     return sampler.Row(request, choice.history, choice.seed, choice.index, said, choice.banned, allowed, tail)
 
 
-def _memory(device: torch.device, shapes: dict[int, Shape], context: int, running: int) -> int:
+def _memory(device: torch.device, shapes: dict[int, Shape], s: Spec, running: int) -> int:
     """A quarter of the memory that is free, and no more than `running` whole contexts need."""
+    context = max(s.context, s.encoder.context if s.encoder is not None else 0)
     need = sum(s.bytes * (context + BLOCK if s.reach is not None else 4) for s in shapes.values()) * running
     return max(1, min(need, free_memory(device) // 4))
 

@@ -159,8 +159,13 @@ def _choose(
 
 
 def check(model: Model, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> None:
-    """Refuse a prompt that is empty, has foreign ids or leaves no room in the context."""
+    """Refuse a model that does not continue texts, and what `allowed` refuses."""
     continues(model.spec)
+    allowed(model, tokenizer, prompt, sampling)
+
+
+def allowed(model: Model, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> None:
+    """Refuse a prompt that is empty, has foreign ids or leaves no room in the context."""
     vocab, context = min(model.spec.vocab, tokenizer.vocab_size), model.spec.context
     if not prompt:
         raise TerakoyaError("prompt", "is empty", hint="a model needs at least one token to go on from, such as bos")

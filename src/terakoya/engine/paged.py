@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 
 from terakoya.engine.compact import decode, write
-from terakoya.engine.store import BLOCK, Held, Reach, Shape, Store, Table
+from terakoya.engine.kinds import BLOCK, Reach, Shape, Table, beside
+from terakoya.engine.store import Held, Store
+from terakoya.engine.vectors import Vectors
 from terakoya.errors import TerakoyaError
+from terakoya.model.context import Keys, look_across
 from terakoya.model.model import Model
 from terakoya.ops.attend import Bias, Look, attend
 
 
 @dataclass(frozen=True)
 class Part:
-    """One sequence's share of a step: `count` tokens from position `start` on."""
+    """One sequence's share of a step: `count` tokens from position `start` on, `vectors` in the place of some."""
 
     held: Held
     start: int
     count: int
+    vectors: Vectors | None = None
 
 
 class Paged:
@@ -37,7 +41,17 @@ class Paged:
         pos = [i for p in parts for i in range(p.start, p.start + p.count)]
         self.pos = torch.tensor(pos + list(range(pad)), device=device)
         self.fresh = [i for i, p in enumerate(parts) if p.start == 0]
-        self._made: dict[Hashable, Any] = {}
+        self.read: dict[int, Tensor] = {}  # what the encoder made of sources that nobody has read yet, by sequence
+        self._made: dict[Hashable, Any] = {"vectors": self._vectors()}
+
+    def _vectors(self) -> tuple[Tensor, Tensor] | None:
+        """Return what stands in the place of this step's tokens: places (M,), vectors (M, D)."""
+        places, rows = [], []
+        for part, first in zip(self.parts, self.cu, strict=False):
+            if part.vectors is not None and (found := part.vectors.within(part.start, part.start + part.count)):
+                places += [first + place for place, _ in found]
+                rows.append(part.vectors.rows[[row for _, row in found]])
+        return (torch.tensor(places, device=self.device), torch.cat(rows).to(self.device)) if rows else None
 
     def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in self._made:
@@ -49,18 +63,41 @@ class Paged:
     ) -> Tensor:
         number = self.store.group_of[layer]
         group = self.store.groups[number]
-        keys, vals, *scales = group.memory[layer]
         rows = self.share(("rows", number), lambda: self._rows(number))
         write(group.memory[layer], rows, k[: self.tokens], v[: self.tokens])
         out = q.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
         for part, a, b in zip(self.parts, self.cu, self.cu[1:], strict=False):
             low = group.reach.lowest(part.start)
-            ks, vs = self._read(number, part, low, keys, vals)
-            if scales:
-                of_k, of_v = self._read(number, part, low, *scales)
-                ks, vs = decode(ks, of_k, q.dtype), decode(vs, of_v, q.dtype)
+            ks, vs = self._numbers(group.memory[layer], lambda *two, p=part, n=low: self._read(number, p, n, *two), q)
             out[a:b] = attend(q[None, a:b], ks, vs, look, part.start - low, shifted(bias, low), sinks)[0]
         return out
+
+    def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
+        sources, out = self.store.sources, torch.zeros_like(q)
+        assert sources is not None
+        memory = sources.memory[beside(layer)]
+        for part, a, b in zip(self.parts, self.cu, self.cu[1:], strict=False):
+            slab = part.held.source
+            assert slab is not None
+            length, id = len(slab.ids), part.held.id
+            if id in self.read:
+                rows = self.share(("source", id), lambda t=slab.table, n=length: places(t, 0, n, self.device))
+                write(memory, rows, *keys(self.read[id]))
+            runs = self.share(("across", id), lambda t=slab.table, n=length: straight(t, 0, n))
+            k, v = self._numbers(memory, lambda *two, r=runs: tuple(gathered(t, r) for t in two), q)
+            out[a:b] = look_across(q[a:b], (part.count,), k[0], v[0], (length,), scale)
+        return out
+
+    def _numbers(
+        self, memory: Sequence[Tensor], read: Callable[..., tuple[Tensor, ...]], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Read keys and values, and make numbers of them where they are kept as codes."""
+        keys, vals, *scales = memory
+        ks, vs = read(keys, vals)
+        if scales:
+            of_k, of_v = read(*scales)
+            ks, vs = decode(ks, of_k, like.dtype), decode(vs, of_v, like.dtype)
+        return ks, vs
 
     def remember(self, layer: int, x: Tensor) -> list[Tensor]:
         number = self.store.group_of[layer]
@@ -71,11 +108,8 @@ class Paged:
 
     def _rows(self, number: int) -> Tensor:
         """Where this step's keys and values go: (T,)."""
-        rows: list[int] = []
-        for part in self.parts:
-            pages = part.held.tables[number].pages
-            rows += [pages[i // BLOCK] * BLOCK + i % BLOCK for i in range(part.start, part.start + part.count)]
-        return torch.tensor(rows, device=self.device)
+        parts = [(p.held.tables[number], p.start, p.start + p.count) for p in self.parts]
+        return torch.cat([places(*part, self.device) for part in parts])
 
     def _read(self, number: int, part: Part, low: int, keys: Tensor, vals: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values from position `low` to the part's end, (1, S, G, K) and (1, S, G, V)."""
@@ -84,7 +118,7 @@ class Paged:
             first = table.pages[low // BLOCK] * BLOCK + low % BLOCK
             return keys[None, first : first + end - low], vals[None, first : first + end - low]
         runs = self.share(("runs", number, part.held.id), lambda: straight(table, low, end))
-        return tuple(torch.cat([t[a : a + n] for a, n in runs])[None] for t in (keys, vals))  # type: ignore[return-value]
+        return gathered(keys, runs), gathered(vals, runs)
 
     def state(self, layer: int) -> tuple[Tensor, ...] | None:
         states = self.store.states
@@ -110,6 +144,18 @@ class Paged:
         return torch.tensor([p.held.slot for p in self.parts], device=self.device)
 
 
+def places(table: Table, low: int, end: int, device: torch.device | str) -> Tensor:
+    """Return the rows (end - low,) in which positions `low` to `end` lie."""
+    rows = [table.pages[i // BLOCK] * BLOCK + i % BLOCK for i in range(low, end)]
+    return torch.tensor(rows, dtype=torch.long, device=device)
+
+
+def gathered(t: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+    """Return what lies in some runs of rows, (1, S, …)."""
+    (a, n), *more = runs
+    return torch.cat([t[a : a + n] for a, n in runs])[None] if more else t[None, a : a + n]
+
+
 def straight(table: Table, low: int, end: int) -> list[tuple[int, int]]:
     """Return the runs of rows (first, count) that positions `low` to `end` lie in."""
     runs: list[tuple[int, int]] = []
@@ -131,14 +177,21 @@ def shifted(bias: Bias | None, low: int) -> Bias | None:
 
 
 class Probe:
-    """A context that takes down what each layer asks to be remembered."""
+    """A context that takes down what each layer asks to be remembered. `width` is that of an encoder's vectors."""
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, width: int = 0) -> None:
+        self.width = width
         self.pos, self.cu = torch.zeros(1, dtype=torch.long, device=device), [0, 1]
         self.shapes: dict[int, Shape] = {}
 
     def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
         return make()
+
+    def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
+        made = keys(q.new_zeros(1, self.width))
+        sizes, kinds = tuple(tuple(t.shape[1:]) for t in made), tuple(t.dtype for t in made)
+        self.shapes[beside(layer)] = Shape(sizes, kinds, Reach(source=True))
+        return torch.zeros_like(q)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
@@ -163,7 +216,7 @@ class Probe:
 @torch.inference_mode()
 def probe(model: Model, device: torch.device | str) -> dict[int, Shape]:
     """Find what each layer remembers, by reading one token."""
-    ctx = Probe(device)
+    ctx = Probe(device, model.spec.encoder.dim if model.spec.encoder is not None else 0)
     model(torch.zeros(1, dtype=torch.long, device=device), ctx)
     return ctx.shapes
 
@@ -177,10 +230,19 @@ def compute(
     picks: Sequence[int],
     multiple: int = 1,
 ) -> Tensor:
-    """Run one step of the model -> (len(picks), V) logits after the tokens at `picks`, rows padded to a `multiple`."""
+    """Run one step of the model -> (len(picks), V) logits after the tokens at `picks`, rows padded to a `multiple`.
+
+    Sources are read one by one, whole, so that what is made of them depends on nothing beside them.
+    """
     flat = [id for some in ids for id in some]
     pad = -len(flat) % multiple
     device = next(model.parameters()).device
-    hidden = model(torch.tensor(flat + [0] * pad, device=device), Paged(store, parts, device, pad))
+    ctx = Paged(store, parts, device, pad)
+    slabs = [(p.held.id, p.held.source) for p in parts if p.held.source is not None and not p.held.source.filled]
+    for id, slab in slabs:
+        ctx.read[id] = model.encode(torch.tensor(slab.ids, device=device), [len(slab.ids)]).hidden
+    hidden = model(torch.tensor(flat + [0] * pad, device=device), ctx)
+    for _, slab in slabs:
+        slab.filled = True
     wanted = [*picks, *([picks[0]] * (-len(picks) % multiple))] if picks else []
     return model.head(hidden[torch.tensor(wanted, dtype=torch.long, device=device)])[: len(picks)]

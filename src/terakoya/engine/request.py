@@ -10,6 +10,7 @@ from terakoya.errors import TerakoyaError
 
 if TYPE_CHECKING:
     from terakoya.engine.grammar import Grammar
+    from terakoya.engine.vectors import Vectors
 
 Finish = Literal["stop", "length", "end", "abort", "deadline", "error"]
 Kind = Literal["overloaded", "too long", "closed", "step", "numbers", "grammar", "memory"]
@@ -32,7 +33,8 @@ class Request:
     distribution: the model's own, or the one that was drawn from. `show` are control tokens that the text names
     (they are otherwise not in it). `deadline` is in seconds from submission. `salt` keeps prefixes apart that must not
     be shared (a tenant, an adapter). `draft`: tokens proposed per step by looking the last ones up in the prompt; they
-    change the speed and nothing else.
+    change the speed and nothing else. `source` is what an encoder reads, where the model has one; the prompt is then
+    how its answer begins. `vectors` stand in the place of some of the prompt's tokens (pictures).
     """
 
     prompt: tuple[int, ...]
@@ -48,10 +50,14 @@ class Request:
     deadline: float | None = None
     salt: str = ""
     draft: int = 0
+    vectors: Vectors | None = None
+    source: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, tuple):
             object.__setattr__(self, "prompt", tuple(self.prompt))
+        if self.source is not None and not isinstance(self.source, tuple):
+            object.__setattr__(self, "source", tuple(self.source))
         _within("n", self.n, 1, MOST_CHOICES)
         _within("draft", self.draft, 0, 64)
         if self.logprobs is not None:
@@ -71,7 +77,7 @@ def _within(name: str, value: object, low: int, high: int) -> None:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one choice: of the prompt, how many of these were known already, and of the answer.
+    """Tokens of one choice: of prompt and source, how many of the prompt were known already, and of the answer.
 
     `proposed` and `accepted` count drafted tokens.
     """

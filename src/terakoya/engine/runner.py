@@ -43,6 +43,7 @@ class Runner(Protocol):
     weights: str  # how they are kept, in words
     threads: int
     words: str  # who computes, and if not the native program, why
+    vectors: bool  # whether something else than tokens may be read
 
     def shapes(self) -> dict[int, Shape]:
         """Return what each layer remembers."""
@@ -57,6 +58,8 @@ class Runner(Protocol):
 
 class TorchRunner:
     """The model itself."""
+
+    vectors = True
 
     def __init__(self, model: Model, reason: str = "", kept: Kept = "full") -> None:
         first = next(model.parameters())
@@ -80,6 +83,8 @@ class NativeRunner:
 
     The logits of a step stay as they are until the next one.
     """
+
+    vectors = False
 
     def __init__(self, native: Native) -> None:
         self.native, self.spec, self.device = native, native.spec, torch.device("cpu")
@@ -142,6 +147,8 @@ def runner(
     found = None if by == "torch" else lowered(loaded, weights, threads)
     if checked(kept) != "full" and found is not None:
         found = NotLowered("kept", f"as {kept}, keys and values are remembered by PyTorch only")
+    if by == "auto" and weights is None and isinstance(found, Native) and loaded.spec.sight is not None:
+        found = NotLowered("pictures", "enter as vectors, which PyTorch reads")
     if isinstance(found, Native):
         return NativeRunner(found)
     if by == "native" or weights in ("int8", "int4"):
@@ -206,6 +213,8 @@ def _check_plain(model: Model) -> None:
         raise NotLowered("model", f"is on {device}")
     if not isinstance(model, Model):
         raise NotLowered("model", "is none of ours")
+    if model.spec.encoder is not None:
+        raise NotLowered("model", "looks at a source, which the native program does not")
     own = dict(build(model.spec, device="meta").named_modules())
     for name, module in model.named_modules():
         hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)

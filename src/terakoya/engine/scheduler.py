@@ -100,20 +100,27 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting choices in, in order, as long as their tokens have room beside what others still read."""
         promised = sum(c.behind for c in self.running)
+        reading = 0  # tokens of sources that this step's encoder will read
         while self.waiting and len(self.running) < self.most:
             at = next((i for i, c in enumerate(self.waiting) if not _follows(c)), None)
             if at is None:
                 return
             choice = self.waiting[at]
-            if self.running and not self.store.available(promised + len(choice.ids) + BLOCK):
+            source = choice.request.source
+            length = len(source or ())
+            if self.running and not self.store.available(promised + len(choice.ids) + BLOCK, length):
+                return
+            if reading and reading + length > self.budget:
                 return
             more = choice.most - choice.said
             salt = choice.request.salt.encode()
             # Where bits matter, what was said one by one is computed one by one again.
-            ids = choice.ids if self.unit is None else choice.ids[: choice.prompt + 1]
-            held = self.store.open(ids, salt=salt, more=more, unit=self.unit or BLOCK)
+            keys = choice.keys if self.unit is None else choice.keys[: choice.prompt + 1]
+            held = self.store.open(keys, salt=salt, more=more, unit=self.unit or BLOCK, source=source)
             if held is None:
                 return
+            if held.source is not None and not held.source.filled:
+                reading += length
             del self.waiting[at]
             choice.held, choice.computed = held, self.store.found(held)
             if not choice.said:

@@ -24,6 +24,8 @@ class Choice:
         request = handle.request
         self.handle, self.request, self.index, self.seed = handle, request, index, seed
         self.ids = list(request.prompt)
+        # What the prefix cache knows the tokens by: themselves, but for vectors that stand in their place.
+        self.keys = self.ids if request.vectors is None else request.vectors.named(request.prompt)
         self.prompt = len(request.prompt)
         self.most = most  # tokens of the answer
         self.computed = 0
@@ -60,6 +62,8 @@ class Choice:
         """Take the next id, tell of it, and see whether that was the end."""
         early = self.said < self.request.sampling.min_tokens
         self.ids.append(id)
+        if self.keys is not self.ids:
+            self.keys.append(id)
         self.history.add(id)
         ended = id in self.stops or (self.matcher is not None and self.matcher.ended)
         text = self.text.push(id, early, last=ended or self.said >= self.most)
@@ -81,7 +85,9 @@ class Choice:
     def _last(self, finish: Finish | None) -> dict:
         if finish is None:
             return {}
-        usage = Usage(self.prompt, self.cached, self.said, self.proposed, self.accepted)
+        usage = Usage(
+            self.prompt + len(self.request.source or ()), self.cached, self.said, self.proposed, self.accepted
+        )
         return {"finish": finish, "usage": usage}
 
 

@@ -39,7 +39,7 @@ def _read(runner: Runner, store: Store, prompts: list[list[int]], multiple: int)
     """Read the prompts in one step and a token more in another -> logits after both, per prompt."""
     held = []
     for i, p in enumerate(prompts):
-        new = store.open(p, salt=b"%d" % i)
+        new = store.open(p, salt=b"%d" % i, source=p if store.sources is not None else None)
         assert new is not None
         store.extend(new, len(p) + 1)
         held.append(new)

@@ -14,108 +14,26 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
+from terakoya.engine.kinds import BLOCK as BLOCK
+from terakoya.engine.kinds import Group, Slab, Sources, States, Table, salted
+from terakoya.engine.kinds import Reach as Reach
+from terakoya.engine.kinds import Shape as Shape
 from terakoya.engine.pool import Pool
 from terakoya.errors import TerakoyaError
 
-BLOCK = 16  # tokens of a page
 AHEAD = 512  # tokens of an answer that a new sequence wishes to have side by side with its prompt
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How far back a layer looks: everything, a window, or the chunk of positions that a token stands in."""
-
-    window: int | None = None
-    chunk: int | None = None
-
-    def lowest(self, pos: int) -> int:
-        """Return the first position that a token at `pos` or later may still see."""
-        low = 0
-        if self.window is not None:
-            low = max(low, pos - self.window + 1)
-        if self.chunk is not None:
-            low = max(low, pos // self.chunk * self.chunk)
-        return low
-
-    @property
-    def span(self) -> int | None:
-        """Tokens that can be seen at once; None: all."""
-        return min((n for n in (self.window, self.chunk) if n is not None), default=None)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What one layer stores: per token for attention (k, v), per sequence for a recurrent one."""
-
-    sizes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[torch.dtype, ...]
-    reach: Reach | None = None  # None: recurrent
-
-    @property
-    def bytes(self) -> int:
-        return sum(torch.Size(size).numel() * d.itemsize for size, d in zip(self.sizes, self.dtypes, strict=True))
-
-    def room(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
-        """Allocate `count` of them; the system gives the memory as it is first written."""
-        pairs = zip(self.sizes, self.dtypes, strict=True)
-        return tuple(torch.empty(count, *size, dtype=d, device=device) for size, d in pairs)
-
-
-class Group:
-    """Layers with one reach: their pages, and one table per sequence for all of them."""
-
-    def __init__(self, reach: Reach, shapes: dict[int, Shape], pages: int, device: torch.device) -> None:
-        self.reach, self.pool = reach, Pool(pages)
-        self.memory = {layer: s.room(pages * BLOCK, device) for layer, s in shapes.items()}
-
-    def rows(self, page: int) -> slice:
-        """Return the rows of the memory that belong to a page."""
-        return slice(page * BLOCK, (page + 1) * BLOCK)
-
-    def needs(self, end: int) -> int:
-        """Return how many blocks before block `end` a sequence must have to go on there."""
-        return end - self.reach.lowest(end * BLOCK) // BLOCK
-
-
-class States:
-    """Slots of recurrent state: one per sequence, the rest for states kept at block ends."""
-
-    def __init__(self, shapes: dict[int, Shape], slots: int, device: torch.device) -> None:
-        self.pool = Pool(slots)
-        self.memory = {layer: s.room(slots, device) for layer, s in shapes.items()}
-
-    def copy(self, source: int, target: int) -> None:
-        for tensors in self.memory.values():
-            for t in tensors:
-                t[target] = t[source]
-
-
-@dataclass
-class Table:
-    """The pages of one sequence in one group. Pages below what may still be seen are gone (-1)."""
-
-    pages: list[int] = field(default_factory=list)
-    gone: int = 0
-    bend: int = 0  # the last index whose page does not follow the one before it
-    last: int = -1
-    next: int | None = None  # the page to take next, if it is to be had
-
-    def append(self, page: int) -> None:
-        if self.pages and page != self.last + 1:
-            self.bend = len(self.pages)
-        self.pages.append(page)
-        self.last, self.next = page, page + 1
 
 
 @dataclass
 class Held:
-    """What one sequence holds: a table per group, a slot of state, and the hashes of its full blocks."""
+    """What one sequence holds: a table per group, a slot of state, its source, and the hashes of its full blocks."""
 
     id: int
     tables: list[Table]
+    salt: bytes = b""
     slot: int | None = None
+    source: Slab | None = None
     hashes: list[bytes] = field(default_factory=list)
     named: int = 0  # blocks that have been offered to the prefix cache
     mine: list[tuple[Pool, int]] = field(default_factory=list)  # pages named by this sequence
@@ -142,7 +60,10 @@ class Store:
         recurrent = {layer: s for layer, s in shapes.items() if s.reach is None}
         pages, slots = _split(by_reach, recurrent, budget, sequences, step)
         device = torch.device(device)
-        self.groups = [Group(r, s, n, device) for (r, s), n in zip(by_reach.items(), pages, strict=True)]
+        made = zip(by_reach.items(), pages, strict=True)
+        found = [(Sources if r.source else Group)(r, s, n, device) for (r, s), n in made]
+        self.groups = [g for g in found if not isinstance(g, Sources)]
+        self.sources = next((g for g in found if isinstance(g, Sources)), None)
         self.group_of = {layer: i for i, g in enumerate(self.groups) for layer in g.memory}
         self.states = States(recurrent, slots, device) if recurrent else None
         self.bytes = sum(t.nbytes for part in self._parts() for ts in part.memory.values() for t in ts)
@@ -153,7 +74,12 @@ class Store:
             self.check()
 
     def _parts(self) -> list[Group | States]:
-        return [*self.groups, *([self.states] if self.states else [])]
+        return [*self.groups, *(part for part in (self.sources, self.states) if part is not None)]
+
+    @property
+    def longest_source(self) -> int:
+        """Tokens that a source may have."""
+        return self.sources.pool.total * BLOCK if self.sources is not None else 0
 
     @property
     def longest(self) -> int:
@@ -170,10 +96,12 @@ class Store:
         whole = [g for g in self.groups if g.reach.span is None] or self.groups
         return min((g.pool.total * BLOCK for g in whole), default=self.longest)
 
-    def available(self, tokens: int) -> bool:
-        """Tell whether `tokens` more could be held now, if nobody else took any."""
-        return all(g.pool.available >= self._pages(g, tokens) for g in self.groups) and (
-            self.states is None or self.states.pool.available > 0
+    def available(self, tokens: int, source: int = 0) -> bool:
+        """Tell whether `tokens` more could be held now, with `source` of another text, if nobody else took any."""
+        return (
+            all(g.pool.available >= self._pages(g, tokens) for g in self.groups)
+            and (self.states is None or self.states.pool.available > 0)
+            and (self.sources is None or self.sources.pool.available >= -(-source // BLOCK))
         )
 
     def _pages(self, g: Group, tokens: int) -> int:
@@ -182,19 +110,35 @@ class Store:
 
     # ---- sequences
 
-    def open(self, tokens: Sequence[int], *, salt: bytes = b"", more: int = 0, unit: int = BLOCK) -> Held | None:
-        """Begin a sequence, with as much of `tokens` as is known already; None where there is no slot for its state.
+    def open(
+        self,
+        tokens: Sequence[int],
+        *,
+        salt: bytes = b"",
+        more: int = 0,
+        unit: int = BLOCK,
+        source: Sequence[int] | None = None,
+    ) -> Held | None:
+        """Begin a sequence, with as much of `tokens` as is known already; None where there is no room for its state,
+        or for its `source`.
 
         At least the last token is left to compute. `more` is how many tokens may follow; what is known is cut to a
         multiple of `unit`. `found` says how far it came.
         """
         self._count += 1
-        held = Held(self._count, [Table() for _ in self.groups])
+        salt = salt if source is None else salted(salt, source)
+        held = Held(self._count, [Table() for _ in self.groups], salt)
+        if source is not None:
+            assert self.sources is not None
+            held.source = self.sources.open(source, salt, held.id)
+            if held.source is None:
+                return None
         held.hashes = chain(tokens, salt)
         blocks = self._known(held.hashes[: (len(tokens) - 1) // BLOCK], unit // BLOCK)
         if self.states is not None:
             blocks = self._begin(held, blocks)
             if held.slot is None:
+                self.close(held)
                 return None
         whole = len(tokens) + min(more, AHEAD)
         for g, table in zip(self.groups, held.tables, strict=True):
@@ -223,9 +167,11 @@ class Store:
 
     def settle(self, held: Held, tokens: Sequence[int], computed: int, *, named: int | None = None) -> None:
         """Take note that `computed` tokens are remembered: name full blocks (up to token `named`), drop unseen ones."""
+        if self.sources is not None and held.source is not None:
+            self.sources.settle(held.source)
         most = (computed if named is None else min(computed, named)) // BLOCK
         if most > len(held.hashes):
-            held.hashes = chain(tokens[: most * BLOCK], b"", held.hashes)
+            held.hashes = chain(tokens[: most * BLOCK], held.salt, held.hashes)
         for g, table in zip(self.groups, held.tables, strict=True):
             for i in range(held.named, most):
                 page = table.pages[i]
@@ -254,6 +200,9 @@ class Store:
         if self.states is not None and held.slot is not None:
             self.states.pool.release(held.slot)
             held.slot = None
+        if self.sources is not None and held.source is not None:
+            self.sources.close(held.source, spoilt=spoilt)
+            held.source = None
         self.check()
 
     def forget(self) -> None:
@@ -369,7 +318,7 @@ def chain(tokens: Sequence[int], salt: bytes, known: list[bytes] | None = None) 
     hashes = list(known or ())
     last = hashes[-1] if hashes else hashlib.blake2b(salt, digest_size=16).digest()
     for i in range(len(hashes), len(tokens) // BLOCK):
-        data = b"".join(id.to_bytes(4, "little") for id in tokens[i * BLOCK : (i + 1) * BLOCK])
+        data = b"".join(id.to_bytes(8, "little") for id in tokens[i * BLOCK : (i + 1) * BLOCK])
         last = hashlib.blake2b(last + data, digest_size=16).digest()
         hashes.append(last)
     return hashes
