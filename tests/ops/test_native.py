@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 
 from terakoya.ops import native
 from terakoya.ops.compile import NoCompiler
+from terakoya.ops.lower import GGUF_KINDS
 from terakoya.ops.native import Code, Format, Op, Program, Rows
-from terakoya.quant.blocks import Q4_0, Q4_1, Q8_0, BlockType, dequantise
+from terakoya.quant.blocks import BLOCKS, Q4_0, Q4_1, Q5_0, Q5_1, BlockType, dequantise
 
 try:
     MACHINES = native.isas()
@@ -44,28 +47,80 @@ def test_packing_keeps_every_number_within_half_a_step(n: int, k: int, form: For
     assert (np.abs(back - w) <= allowed).all()
 
 
-@pytest.mark.parametrize("kind", [Q4_0, Q4_1, Q8_0], ids=lambda kind: kind.name)
-def test_gguf_blocks_are_taken_without_loss(kind: BlockType) -> None:
-    n, k = 37, 96
-    rows = np.random.default_rng(1).integers(0, 256, (n, k // 32 * kind.bytes), np.uint8)
+KINDS = [BLOCKS[kind] for kind in GGUF_KINDS]
+
+
+def drawn(kind: BlockType, n: int, k: int) -> np.ndarray:
+    """Rows of blocks in which every bit is drawn, but scales and minima are numbers."""
+    rows = np.random.default_rng(1).integers(0, 256, (n, k // kind.elements * kind.bytes), np.uint8)
     blocks = rows.reshape(n, -1, kind.bytes)
-    blocks[..., 0:2] = numbers(n, k // 32).astype(np.float16)[..., None].view(np.uint8)  # scales that are numbers
-    if kind is Q4_1:
-        blocks[..., 2:4] = numbers(n, k // 32, 3).astype(np.float16)[..., None].view(np.uint8)
-    form = Format.Q8 if kind is Q8_0 else Format.Q4
+    for seed, at in enumerate({"Q6_K": [208], "Q4_0": [0], "Q5_0": [0], "Q8_0": [0]}.get(kind.name, [0, 2])):
+        scale = numbers(n, blocks.shape[1], seed).astype(np.float16)
+        blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
+    return rows
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_gguf_blocks_are_taken_without_loss(kind: BlockType) -> None:
+    n, k = 37, 768
+    rows, form = drawn(kind, n, k), GGUF_KINDS[kind.id]
     out = np.empty(native.packed_bytes(form, n, k), np.uint8)
     native.pack_blocks(rows, kind.id, k, out)
-    want = dequantise(rows, kind)
-    if kind is Q8_0:
-        assert np.array_equal(native.unpack(out, form, n, k), want)
-    else:  # d * q + m instead of d * (q - 8), or fused: the last bit may differ
-        assert np.allclose(native.unpack(out, form, n, k), want, rtol=1e-5, atol=1e-5)
+    got, want = native.unpack(out, form, n, k), dequantise(rows, kind)
+    if kind in (Q4_0, Q4_1, Q5_0, Q5_1):  # d * q + m instead of d * (q - 8), or fused: the last bit may differ
+        assert np.allclose(got, want, rtol=1e-5, atol=1e-5)
+    else:
+        assert np.array_equal(got, want)
+    if kind not in (Q4_0, Q5_0):  # a minimum is stored here, and known there
+        assert native.packed_bytes(form, 48, k) <= 48 * rows.shape[1] * 1.12
 
 
-def layer(w: np.ndarray, form: Format, bias: np.ndarray, threads: int = 2) -> Program:
+def run(program: Program, x: np.ndarray, n: int) -> np.ndarray:
+    out, ids = np.full((len(x), n), np.nan, np.float32), np.arange(len(x), dtype=np.int32)
+    program.run(ids, [], [], output=ids, hidden=x, logits=out)
+    return out
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_layer_of_blocks_is_its_definition(machine: str, kind: BlockType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.ISA, machine)
+    n, k, form = 40, 512, GGUF_KINDS[kind.id]
+    rows = drawn(kind, n, k)
+    w, bias = dequantise(rows, kind), numbers(1, n, 9)[0]
+    program = layer(w, form, bias, fill=lambda out: native.pack_blocks(rows, kind.id, k, out))
+    for count in (1, 3, 9):
+        x = numbers(count, k, 5)
+        scale = np.abs(x.reshape(count, -1, 32)).max(-1, keepdims=True) / 127  # inputs become int8
+        seen = (np.rint(x.reshape(count, -1, 32) / scale) * scale).reshape(count, k)
+        got = run(program, x, n)
+        want = seen.astype(np.float64) @ w.T.astype(np.float64) + bias
+        size = np.abs(seen) @ np.abs(w).T
+        assert (np.abs(got - want) < 2e-5 * size + 1e-4).all()
+    program.close()
+
+
+@pytest.mark.parametrize(("form", "dtype"), [(Format.B16, torch.bfloat16), (Format.F16, torch.float16)])
+def test_numbers_of_sixteen_bits_stay_so_and_give_the_bits_of_floats(form: Format, dtype: torch.dtype) -> None:
+    w = torch.from_numpy(numbers(37, 100)).to(dtype).float().numpy()
+    w[0, :2] = 0.0, -0.0
+    w[1, 0] = 2.0**-24 if form == Format.F16 else 2.0**-120
+    assert native.exact(w) == form
+    assert native.exact(w, numbers(3, 4)) == Format.F32
+    assert np.array_equal(native.unpack(packed(w, form), form, 37, 100), w)
+    x, bias = numbers(5, 100, 1), numbers(1, 37, 2)[0]
+    half, full = layer(w, form, bias), layer(w, Format.F32, bias)
+    assert np.array_equal(run(half, x, 37), run(full, x, 37))
+    half.close()
+    full.close()
+
+
+def layer(
+    w: np.ndarray, form: Format, bias: np.ndarray, threads: int = 2, fill: Callable[[np.ndarray], None] | None = None
+) -> Program:
     code = Code()
     code.widths[native.HIDDEN], code.widths[native.LOGITS] = w.shape[1], w.shape[0]
-    place = code.arena.reserve(native.packed_bytes(form, *w.shape), lambda out: native.pack(w, form, out))
+    place = code.arena.reserve(native.packed_bytes(form, *w.shape), fill or (lambda out: native.pack(w, form, out)))
     at = code.arena.reserve(bias.nbytes, lambda out: np.copyto(out, bias.view(np.uint8)))
     code.add(
         Op.LINEAR, rows=Rows.OUTPUTS, dst=native.LOGITS, src=native.HIDDEN, n=w.shape[0], k=w.shape[1], format=form,
@@ -85,8 +140,7 @@ def test_a_layer_is_its_definition(machine: str, form: Format, rows: int, monkey
     x = np.random.default_rng(rows).integers(-127, 128, (rows, k)).astype(np.float32)
     x[:, ::32] = 127.0  # the largest of every group
     program = layer(w, form, bias, 2)
-    out, ids = np.full((rows, n), np.nan, np.float32), np.arange(rows, dtype=np.int32)
-    program.run(ids, [], [], output=ids, hidden=x, logits=out)
+    out = run(program, x, n)
     want = torch.from_numpy(x).double() @ torch.from_numpy(native.unpack(packed(w, form), form, n, k)).double().T
     want = want + torch.from_numpy(bias)
     assert (torch.from_numpy(out) - want).abs().max() <= 1e-5 * want.abs().max()

@@ -22,11 +22,12 @@ from terakoya.model import position, spec
 from terakoya.model.build import parameters as parameters_of
 from terakoya.model.context import Cached, Memory
 from terakoya.ops.lower import Blocks, Lowered, Weights, lower
-from terakoya.ops.native import PAGE, Memory_, Program, Rotary, Sequence_
+from terakoya.ops.native import PAGE, Format, Memory_, Program, Rotary, Sequence_
 from terakoya.quant.blocks import BLOCKS
 from terakoya.zoo.convert import Loaded
 
 ROOM = 128  # positions a sequence has room for at first
+NUMBERS = {Format.F32: "float32", Format.F16: "float16", Format.B16: "bfloat16"}
 
 
 class Slot:
@@ -73,8 +74,9 @@ class Native:
         self, s: spec.Model, parameters: Mapping[str, Tensor | Blocks], weights: Weights, threads: int, half: bool
     ) -> None:
         self.spec = s
-        self.weights = weights.replace("fp", "float")  # how they are kept, in words
         self.lowered = lower(s, parameters, weights, position, half)
+        [(form, _)] = self.lowered.forms.most_common(1) or [(Format.F32, 0)]
+        self.weights = NUMBERS.get(form, weights)  # how they are kept, in words
         self.program = Program(self.lowered.code, threads)
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._lock = threading.Lock()
@@ -208,7 +210,7 @@ class Native:
     @property
     def words(self) -> str:
         """How weights and inputs are kept."""
-        exact = self.weights == "float32"
+        exact = self.weights in NUMBERS.values()
         return self.weights + ("" if exact else " (inputs of layers in int8)")
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ What a program cannot say is refused by name (`NotLowered`); the caller runs the
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -20,7 +21,9 @@ from terakoya.ops import native
 from terakoya.ops.native import ACTS, ADD, BY_TOKEN, HIDDEN, LOGITS, WEIGHED, Code, Format, Op, Rows
 
 Weights = Literal["fp32", "int8", "int4"]
-GGUF_KINDS = {2: Format.Q4, 3: Format.Q4, 8: Format.Q8}  # block types whose blocks are kept as they are
+GGUF_KINDS = {  # block types whose blocks are kept as they are
+    2: Format.Q4, 3: Format.Q4, 6: Format.Q5, 7: Format.Q5, 8: Format.Q8, 12: Format.K4, 13: Format.K5, 14: Format.K6,
+}  # fmt: skip
 
 
 class NotLowered(TerakoyaError):
@@ -64,6 +67,7 @@ class Lowered:
     rotary: list[tuple[spec.Rope, int]] = field(default_factory=list)  # tables to pass: (rope, width of a head)
     memory: list[Kept] = field(default_factory=list)  # in the order of the instructions' `memory_at`
     half: bool = False  # memory of half-precision numbers
+    forms: Counter[Format] = field(default_factory=Counter)  # how many weights, not counting blocks of files, are in
 
 
 def lower(
@@ -75,7 +79,8 @@ def lower(
 ) -> Lowered:
     """Lower a model: parameters by the names of `model.named_parameters`; raises NotLowered.
 
-    fp32: as they are. int8: groups of 32 columns. int4: so too, with the head (and a tied token table) in int8.
+    fp32: as they are, in sixteen bits where that loses nothing. int8: groups of 32 columns. int4: so too, with the
+    head (and a tied token table) in int8.
     Blocks of a GGUF file are taken without loss whatever `weights` says. `half`: remember keys and values in fp16.
     """
     lowering = _Lowering(s, parameters, weights, positions)
@@ -131,11 +136,19 @@ class _Lowering:
 
         else:
             n, k = sum(len(self.tensor(name)) for name in parts), self.tensor(parts[0]).shape[1]
+            form = self.smallest(form, [self.tensor(name) for name in parts])
 
             def fill(out: np.ndarray) -> None:
                 native.pack(np.concatenate([self.tensor(name) for name in parts]), form, out)
 
         return self.code.arena.reserve(native.packed_bytes(form, n, k), fill), form, n, k
+
+    def smallest(self, form: Format, weights: Sequence[np.ndarray]) -> Format:
+        """Return the format for weights: numbers that are sixteen bits wide anyway stay so."""
+        if form == Format.F32:
+            form = native.exact(*(np.ascontiguousarray(w) for w in weights))
+        self.out.forms[form] += sum(w.size for w in weights)
+        return form
 
     def linear(
         self, owners: Sequence[str], src: int, dst: int, *, form: Format | None = None, at: int = 0, src_at: int = 0,
@@ -454,7 +467,8 @@ class _Lowering:
         """Emit E layers of one shape, gate above up in each."""
         parts = [self.tensor(f"{o}.weight") for o in owners]
         count, n, k = len(parts[0]), sum(p.shape[1] for p in parts), parts[0].shape[2]
-        size, form = native.packed_bytes(self.blocks, n, k), self.blocks
+        form = self.smallest(self.blocks, parts)
+        size = native.packed_bytes(form, n, k)
 
         def fill(out: np.ndarray) -> None:
             for e in range(count):

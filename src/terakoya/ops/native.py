@@ -26,7 +26,7 @@ Op = IntEnum(
     "EMBED PLACE NORM LINEAR ROTARY CLIP TEMPER ATTEND GLU ACT ADD COPY TAKE ROUTE SPREAD EXPERTS GATHER GATE LOGITS",
     start=0,
 )
-Format = IntEnum("Format", "F32 Q8 Q4 F16", start=0)  # F16: of memory only
+Format = IntEnum("Format", "F32 Q8 Q4 F16 B16 Q5 K4 K5 K6", start=0)
 Rows = IntEnum("Rows", "TOKENS CHOICES OUTPUTS", start=0)
 ACTS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "quick_gelu", "swiglu_clamped", "sigmoid")
 ADD, ACT, BY_TOKEN = 1, 2, 4  # flags of linear layers
@@ -100,6 +100,7 @@ def _library() -> ctypes.CDLL:
     for name in ("tk_pack", "tk_pack_blocks", "tk_unpack"):
         function = getattr(lib, name)
         function.argtypes, function.restype = [c_int32, c_int32, c_int32, c_void_p, c_void_p], None
+    lib.tk_block_row.argtypes, lib.tk_block_row.restype = [c_int32, c_int32], c_int64
     lib.tk_read_speed.argtypes, lib.tk_read_speed.restype = [c_void_p, c_void_p, c_int64, c_int32], c_double
     return lib
 
@@ -115,16 +116,26 @@ def packed_bytes(form: Format, n: int, k: int) -> int:
 
 
 def pack(w: np.ndarray, form: Format, out: np.ndarray) -> None:
-    """Pack w (N, K) float32 into out (bytes,): rounded to the nearest in groups of 32 columns, or exact (F32)."""
+    """Pack w (N, K) float32 into out (bytes,): Q8 and Q4: rounded to the nearest in groups of 32 columns; F32, and
+    F16 and B16 for what `exact` says: as it is.
+    """
     w = np.ascontiguousarray(w, np.float32)
     assert out.nbytes == packed_bytes(form, *w.shape)
     _library().tk_pack(form, *w.shape, w.ctypes.data, out.ctypes.data)
 
 
+def exact(*weights: np.ndarray) -> Format:
+    """Return the smallest format of numbers that holds these float32 weights without loss: B16, F16 or F32."""
+    if all((w.view(np.uint32) & 0xFFFF == 0).all() for w in weights):
+        return Format.B16
+    with np.errstate(over="ignore"):
+        return Format.F16 if all((w.astype(np.float16) == w).all() for w in weights) else Format.F32
+
+
 def pack_blocks(rows: np.ndarray, kind: int, k: int, out: np.ndarray) -> None:
-    """Pack rows (N, bytes) uint8 of GGUF blocks as they are: kind 2 (Q4_0), 3 (Q4_1) or 8 (Q8_0)."""
+    """Pack rows (N, bytes) uint8 of GGUF blocks as they are: `kind` is one of `lower.GGUF_KINDS`."""
     rows = np.ascontiguousarray(rows)
-    assert rows.shape[1] == k // 32 * {2: 18, 3: 20, 8: 34}[kind]
+    assert rows.shape[1] == _library().tk_block_row(kind, k)
     _library().tk_pack_blocks(kind, len(rows), k, rows.ctypes.data, out.ctypes.data)
 
 

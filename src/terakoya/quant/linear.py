@@ -195,11 +195,13 @@ def shell(s: spec.Model, held: Mapping[str, Held], *, device: str, dtype: torch.
     for module in model.modules():
         for name, p in module._parameters.items():
             if p is not None and p.is_meta:
-                fresh = made.setdefault(id(p), nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
+                # not empty_like: of a meta tensor it imports sympy, half a second
+                space = torch.empty(p.shape, dtype=p.dtype, device=device)
+                fresh = made.setdefault(id(p), nn.Parameter(space, p.requires_grad))
                 module._parameters[name] = fresh
         for name, t in module._buffers.items():
             if t is not None and t.is_meta:
-                module._buffers[name] = torch.zeros_like(t, device=device)
+                module._buffers[name] = torch.zeros(t.shape, dtype=t.dtype, device=device)
     return model
 
 

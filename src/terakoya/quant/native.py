@@ -1,4 +1,4 @@
-"""Packed weights as the native program takes them: blocks of 32 columns with half-precision scales."""
+"""Packed weights as the native program takes them: blocks as GGUF files hold them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ GROUP = 32
 def program_parameters(model: Model) -> Mapping[str, Tensor | Rows]:
     """Return what `ops.lower` takes: packed weights without loss where its formats hold them, all others as numbers.
 
-    int8 and int4 by 32 columns or a multiple, and GGUF's Q4_0, Q4_1 and Q8_0 stay packed. Numbers are then packed as
-    `lower` is told: say "int8" for weights that were nf4, fp8 or K blocks. Experts become numbers.
+    int8 and int4 by 32 columns or a multiple, and all of GGUF's blocks that we read stay packed. Numbers are then
+    packed as `lower` is told: say "int8" for weights that were nf4 or fp8. Experts become numbers.
     """
     out: dict[str, Tensor | Rows] = dict(parameters(model))
     for name, layer in packed_layers(model).items():

@@ -2,6 +2,7 @@
 #include "attend.h"
 #include "kernels.h"
 #include "linear.h"
+#include "wide.h"
 #include "vec.h"
 
 static void quantise(const float *x, int32_t k, int32_t first, int32_t last, int8_t *q, float *scale, float *sum) {
@@ -143,5 +144,6 @@ static double read_all(const void *data, int64_t bytes) {
   return total(a + b + c + d);
 }
 
-const tk_kernels TK_ISA = {TK_NAME, quantise, {linear_f32, linear_q8, linear_q4}, norm, act, cap, keep, attend, join,
+const tk_kernels TK_ISA = {TK_NAME, quantise, {linear_f32, linear_q8, linear_q4, linear_f16, linear_b16, linear_q5, linear_k4, linear_k5,
+                           linear_k6}, norm, act, cap, keep, attend, join,
                            read_all};

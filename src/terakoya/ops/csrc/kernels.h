@@ -3,6 +3,11 @@
 #define TK_KERNELS_H
 #include "terakoya.h"
 
+/* Whether a layer of that format reads its input as it is, not in int8. */
+static inline int32_t takes_floats(int32_t format) {
+  return format == TK_F32 || format == TK_F16 || format == TK_B16;
+}
+
 enum { TILE = 8, SPAN = 128 }; /* rows taken together; positions whose attention is one partial result */
 
 /* One line of input: floats, or int8 with one scale a group, and scale * sum. */
@@ -30,7 +35,7 @@ typedef struct {
 typedef struct {
   const char *name;
   void (*quantise)(const float *x, int32_t k, int32_t first, int32_t last, int8_t *q, float *scale, float *sum);
-  void (*dot[3])(const void *block, int32_t k, int32_t rows, tk_input *in, float (*out)[16]);
+  void (*dot[TK_FORMATS])(const void *block, int32_t k, int32_t rows, tk_input *in, float (*out)[16]);
   void (*norm)(float *y, const float *x, int32_t k, int32_t kind, float eps, const float *weight, const float *bias);
   void (*act)(float *y, const float *gate, const float *up, int32_t k, int32_t act);
   void (*cap)(float *y, int32_t k, float scale, float limit);

@@ -6,8 +6,12 @@
 /* Bytes of one packed block. */
 static int64_t block_bytes(int32_t format, int32_t k) {
   int64_t g = (k + 31) / 32;
-  if (format == TK_F32) return (int64_t)k * 64;
-  return format == TK_Q4 ? g * 320 : (g * 32 + 63) / 64 * 64 + g * 512;
+  switch (format) {
+    case TK_F32: return (int64_t)k * 64;
+    case TK_F16: case TK_B16: return (int64_t)k * 32;
+    case TK_Q8: return (g * 32 + 63) / 64 * 64 + g * 512;
+    default: return tk_head_bytes(format, (int32_t)g) + g * tk_code_bytes(format);
+  }
 }
 
 int64_t tk_packed_bytes(int32_t format, int32_t n, int32_t k) { return (n + 15) / 16 * block_bytes(format, k); }
@@ -45,7 +49,7 @@ static void finish(const prog *p, const tk_instruction *i, float *y, const float
 static void block(prog *p, const tk_instruction *i, const void *weight, const float *bias, int32_t b, int32_t rows,
                   const int32_t *row, int32_t per_source) {
   const char *w = (const char *)weight + b * block_bytes(i->format, i->k);
-  int32_t depth = i->format == TK_F32 ? i->k : (i->k + 31) / 32, count = least_of(16, i->n - b * 16);
+  int32_t depth = takes_floats(i->format) ? i->k : (i->k + 31) / 32, count = least_of(16, i->n - b * 16);
   tk_input in[TILE];
   float out[TILE][16];
   for (int32_t r = 0; r < rows; r += TILE) {
@@ -74,7 +78,7 @@ tk_range tk_linear_soon(const prog *p, const tk_instruction *i, int32_t t) {
 void tk_linear(prog *p, const tk_instruction *i, int32_t t, atomic_int *next) {
   int32_t rows = rows_of(p, i->rows), blocks = (i->n + 15) / 16, a, b;
   int32_t owned = owned_of(p, blocks), step = most_of(1, (blocks - owned) / (p->threads * 2));
-  if (i->format != TK_F32) {
+  if (!takes_floats(i->format)) {
     quantise_rows(p, i, t, rows);
     meet(p, t);
   }
@@ -88,7 +92,7 @@ void tk_linear(prog *p, const tk_instruction *i, int32_t t, atomic_int *next) {
 void tk_experts(prog *p, const tk_instruction *i, int32_t t, atomic_int *next) {
   int32_t per_source = i->flags & 4 ? p->choices : 1, blocks = (i->n + 15) / 16;
   int64_t bytes = tk_packed_bytes(i->format, i->n, i->k);
-  if (i->format != TK_F32) {
+  if (!takes_floats(i->format)) {
     quantise_rows(p, i, t, p->rows * p->choices / per_source);
     meet(p, t);
   }

@@ -15,6 +15,28 @@ INLINE void dot_f32(const int N, const float *w, int32_t k, const tk_input *in, 
   for (int r = 0; r < N; r++) store(out[r], a[r]);
 }
 
+/* The same numbers in half the memory: the sums have the bits that floats would give. */
+INLINE void dot_f16(const int N, const uint16_t *w, int32_t k, const tk_input *in, float (*out)[16]) {
+  vf a[TILE];
+  for (int r = 0; r < N; r++) a[r] = zero();
+  for (int32_t i = 0; i < k; i++, w += 16) {
+    vf v = halves(w);
+    if (i % 2 == 0) __builtin_prefetch(w + AHEAD / 2);
+    for (int r = 0; r < N; r++) a[r] = muladd(v, all(in[r].x[i]), a[r]);
+  }
+  for (int r = 0; r < N; r++) store(out[r], a[r]);
+}
+INLINE void dot_b16(const int N, const uint16_t *w, int32_t k, const tk_input *in, float (*out)[16]) {
+  vf a[TILE];
+  for (int r = 0; r < N; r++) a[r] = zero();
+  for (int32_t i = 0; i < k; i++, w += 16) {
+    vf v = (vf)(__builtin_convertvector(*(const vh *)w, vi) << 16);
+    if (i % 2 == 0) __builtin_prefetch(w + AHEAD / 2);
+    for (int r = 0; r < N; r++) a[r] = muladd(v, all(in[r].x[i]), a[r]);
+  }
+  for (int r = 0; r < N; r++) store(out[r], a[r]);
+}
+
 /* sums[lane] += sum of 4 products: u (16, 4) unsigned below 16 (small) or 256, x (4) signed, 0 to 127 in size. */
 #if defined(__AVX512F__)
 typedef __m512i bytes;
@@ -179,6 +201,8 @@ INLINE void dot_q8(const int N, const uint8_t *w, int32_t groups, const tk_input
     }                                                                                                       \
   }
 SIZES(dot_f32, float, linear_f32)
+SIZES(dot_f16, uint16_t, linear_f16)
+SIZES(dot_b16, uint16_t, linear_b16)
 SIZES(dot_q8, uint8_t, linear_q8)
 SIZES(dot_q4, uint8_t, linear_q4)
 #endif

@@ -46,7 +46,7 @@ static int32_t treats_rows(const tk_instruction *i) {
 /* Whether each thread may go on from `i` to `j` without waiting: what it then reads, it has written itself. Rows are
  * shared out alike by all that treat rows, columns by what treats columns and by the rounding of a layer's input. */
 static int32_t joins(const tk_instruction *i, const tk_instruction *j) {
-  int32_t linear = j->op == TK_LINEAR && j->format != TK_F32;
+  int32_t linear = j->op == TK_LINEAR && !takes_floats(j->format);
   if (i->rows != j->rows || i->rows == TK_CHOICES) return TK_MET;
   if (treats_rows(i) && (treats_rows(j) || linear || j->op == TK_ATTEND)) return TK_BY_ROWS;
   if (i->op == TK_GLU && linear && i->dst == j->src && i->dst_at == j->src_at && i->k == j->k) return TK_BY_COLUMNS;
@@ -99,7 +99,8 @@ tk_program *tk_make(const tk_instruction *code, int32_t length, const int32_t *w
   for (int32_t n = 0; n < length; n++) {
     const tk_instruction *i = code + n;
     if (n) p->joined[n] = (int8_t)joins(i - 1, i);
-    if ((i->op == TK_LINEAR || i->op == TK_EXPERTS) && i->format != TK_F32) p->groups = most_of(p->groups, (i->k + 31) / 32);
+    if ((i->op == TK_LINEAR || i->op == TK_EXPERTS) && !takes_floats(i->format))
+      p->groups = most_of(p->groups, (i->k + 31) / 32);
     if (i->op == TK_ROUTE) experts = most_of(experts, i->n);
   }
   if (renew(&p->first, sizeof *p->first * ((size_t)experts + 1))) {

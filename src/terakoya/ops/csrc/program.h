@@ -67,6 +67,9 @@ void tk_route(prog *p, const tk_instruction *i, int32_t t);
 void tk_attend(prog *p, const tk_instruction *i, int32_t t);
 /* Floats of partial results that this step may need; by any attention. */
 size_t tk_attend_space(const prog *p);
+/* Bytes before the codes of a block, and of one group of 32 columns of its codes. */
+int64_t tk_head_bytes(int32_t format, int32_t groups);
+int32_t tk_code_bytes(int32_t format);
 /* Row `lane` of one block, as floats. */
 void tk_unpack_row(int32_t format, int32_t k, const void *block, int32_t lane, float *y);
 #endif

@@ -9,15 +9,23 @@
  *   TK_Q8   block = [g][16] half scale d, padded to 64 bytes, then [g][8][16][4] int8: w = d * q
  *   TK_Q4   block = [g][2][16] half d and m, then [g][4][16][4] bytes: w = d * q + m; the low nibbles are the
  *           columns 8j .. 8j+3 of the group, the high ones 8j+4 .. 8j+7
- * with g groups of 32 columns; rows and columns are padded with zeros. Inputs of quantised layers become int8 with
- * one scale per group; sums are fp32.
+ *   TK_F16, TK_B16  block = [k][16] half precision numbers, bfloat16: for weights that are such numbers anyway
+ *   TK_Q5   as TK_Q4, but each group's codes are followed by [16][4] bytes with the fifth bits: bit 2j of a byte is
+ *           that of the low nibble in byte j of its line, bit 2j+1 that of the high one
+ *   TK_K4, TK_K5  K blocks: [g/8] times { [2][16] half d and m; [8][2][16] bytes s and t }, then the codes of TK_Q4
+ *           or TK_Q5: w = (d * s) * q + m * t
+ *   TK_K6   [g/8] times { [2][16] half d and nothing; [8][2][16] int8 s of the first and the last 16 columns }, then
+ *           as TK_Q4 with [2][16][4] bytes of upper bits, two to a code: bits 4(j%2) and on in line j/2 belong to the
+ *           low nibble, bits 4(j%2)+2 to the high one: w = (d * s) * (q - 32)
+ * with g groups of 32 columns; rows and columns are padded with zeros (K blocks have no padding columns: k is a
+ * multiple of 256). Inputs of quantised layers become int8 with one scale per group; sums are fp32.
  *
  * Plain C ABI, no dependency but libc and threads. Nothing here checks sizes: the caller lowers checked models. */
 #ifndef TERAKOYA_H
 #define TERAKOYA_H
 #include <stdint.h>
 
-enum { TK_F32, TK_Q8, TK_Q4, TK_F16 }; /* the last of memory only */
+enum { TK_F32, TK_Q8, TK_Q4, TK_F16, TK_B16, TK_Q5, TK_K4, TK_K5, TK_K6, TK_FORMATS };
 enum { TK_TOKENS, TK_CHOICES, TK_OUTPUTS }; /* what a row of an instruction is */
 enum { TK_GELU, TK_GELU_TANH, TK_RELU, TK_RELU2, TK_SILU, TK_QUICK_GELU, TK_SWIGLU_CLAMPED, TK_SIGMOID };
 
@@ -104,10 +112,13 @@ int32_t tk_run(tk_program *program, int32_t first, int32_t last, const tk_step *
 const char *tk_isa(const tk_program *program);
 /* Whether this machine can run the kernels of that name. */
 int32_t tk_can(const char *isa);
-/* Bytes of a packed weight, and packing itself: RTN from floats (n, k), or GGUF blocks without loss. */
+/* Bytes of a packed weight, and packing itself: RTN from floats (n, k), to
+ * TK_F32 TK_Q8 TK_Q4 TK_F16 TK_B16, or GGUF blocks without loss. */
 int64_t tk_packed_bytes(int32_t format, int32_t n, int32_t k);
 void tk_pack(int32_t format, int32_t n, int32_t k, const float *w, void *out);
-void tk_pack_blocks(int32_t type, int32_t n, int32_t k, const uint8_t *blocks, void *out); /* 2: Q4_0 3: Q4_1 8: Q8_0 */
+void tk_pack_blocks(int32_t type, int32_t n, int32_t k, const uint8_t *blocks, void *out);
+/* Bytes of a row of k columns in a GGUF file. */
+int64_t tk_block_row(int32_t type, int32_t k);
 void tk_unpack(int32_t format, int32_t n, int32_t k, const void *packed, float *w);
 /* Read `bytes` on all threads, `times` times, for the roofline; returns seconds. */
 double tk_read_speed(tk_program *program, const void *data, int64_t bytes, int32_t times);
