@@ -237,3 +237,11 @@ def test_numbers_come_back_to_within_a_bin(values: list[float]) -> None:
 def test_bad_numbers_are_errors(act: object, hint: str) -> None:
     with pytest.raises(TerakoyaError, match=hint):
         act()  # type: ignore[operator]
+
+
+def test_an_eye_costs_nothing_where_texts_are_read() -> None:
+    from terakoya.train.loop import flops_per_token
+
+    seeing = lineage.sized("llava1.5/nano")
+    blind = override(seeing, {"sight": None})
+    assert flops_per_token(seeing, 128) == flops_per_token(blind, 128)

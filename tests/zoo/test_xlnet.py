@@ -79,3 +79,20 @@ def test_segments_equal_the_papers_formulas(keep: int) -> None:
             assert (got - want).abs().max() < 2e-5
         whole = model(x, Packed([18]))[-6:]
         assert ((got - whole).abs().max() < 2e-5) == (keep == 100)
+
+
+def test_permutation_learning_asks_with_the_models_own_vector() -> None:
+    """XLNet's query is its `asks`, not the row of [MASK]: only the one gets a gradient from asking."""
+    from terakoya.train.objectives import Permute
+    from tests.train.objective_fakes import some, tokenizer
+
+    words = tokenizer()
+    s = override(lineage.rescale(lineage.base("xlnet"), 32, 2, 16), {"vocab": words.vocab_size, "context": 64})
+    model = initialise(build(override(s, {"head.tied": False})), 0)
+    task = Permute(share=0.5).task(words, model.spec, 0)
+    task.loss(model, task.arrange(some(), 0)).loss.backward()
+    assert model.embed.asks is not None
+    assert model.embed.asks.grad is not None
+    assert model.embed.asks.grad.any()
+    assert model.embed.token.weight.grad is not None
+    assert not model.embed.token.weight.grad[words.specials["[MASK]"]].any()

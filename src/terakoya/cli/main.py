@@ -65,6 +65,7 @@ def _generate(p: argparse.ArgumentParser) -> None:
     _runner(p)
     p.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue; - reads standard input")
     p.add_argument("--batch", metavar="FILE", help="answer many: JSON lines with prompt or messages, and perhaps an id")
+    _pictures(p)
     _sampling(p)
 
 
@@ -73,7 +74,14 @@ def _chat(p: argparse.ArgumentParser) -> None:
     _runner(p)
     p.add_argument("--system", metavar="TEXT", help="a system message")
     p.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; may be repeated")
+    _pictures(p)
     _sampling(p)
+
+
+def _pictures(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="show a PNG or JPEG to a LLaVA; may be repeated"
+    )
 
 
 def _serve(p: argparse.ArgumentParser) -> None:

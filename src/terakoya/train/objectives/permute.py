@@ -24,8 +24,9 @@ from terakoya.train.objectives.task import Plan, Task, rich
 class Permute(Plan):
     """Permutation language model (Yang 2019, §2.3), with partial prediction of short spans.
 
-    Both streams run as one: behind each piece stand queries, [MASK] tokens at the positions of the targets, that see
-    what comes earlier in the order. The content stream sees its own tokens too, and nobody sees a query.
+    Both streams run as one: behind each piece stand queries, [MASK] tokens (or the vector that the family has for
+    asking) at the positions of the targets, that see what comes earlier in the order. The content stream sees its own
+    tokens too, and nobody sees a query.
     """
 
     share: float = 1 / 6  # of the tokens to be named: XLNet's 1 / K with K = 6
@@ -75,7 +76,11 @@ class _Permuting(Task):
 
     def loss(self, model: Model, batch: Batch) -> Outcome:
         given = rich(batch)
-        return named(model, model(batch.tokens, ordered(batch, given["rank"], given["query"])), batch)
+        ctx = ordered(batch, given["rank"], given["query"])
+        if (asks := model.embed.asks) is not None:  # XLNet has a vector for it, and needs no [MASK]
+            at = given["query"].nonzero()[:, 0]
+            ctx.share("vectors", lambda: (at, asks[0].expand(len(at), -1)))
+        return named(model, model(batch.tokens, ctx), batch)
 
 
 def spans(allowed: np.ndarray, share: float, longest: int, rng: np.random.Generator) -> np.ndarray:
