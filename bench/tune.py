@@ -1,11 +1,11 @@
-"""LoRA SFT on SmolLM2-135M against peft + transformers: same weights, examples, rank and rows; fp32, this machine.
+"""LoRA SFT on SmolLM2-135M against trl + peft: same weights, examples, rank and rows; fp32, this machine.
 
-    python bench/tune.py EXAMPLES.jsonl [--steps 6] [--context 512] [--rows 2]
+    python bench/tune.py EXAMPLES.jsonl [--steps 6] [--context 512] [--rows 2] [--sides terakoya peft trl packed]
 
-Each side runs in a process of its own, turn by turn, and prints seconds a step and the peak of its memory. The other
-side is what trl's SFTTrainer does in a step: chat template, padded batch, completion-only labels, peft's LoRA, AdamW.
-It takes the same examples in the same order, as many as fill the same rows; padding is its own. What is counted are
-tokens of examples, without padding.
+Each side runs in a process of its own, turn by turn, and prints seconds a step and the peak of its memory. All take the
+same examples in the same order. `trl` is trl's SFTTrainer as it comes: as many examples a step as fill our rows on
+average, padded. `packed` is the same with packing on: rows of the same length as ours. `peft` is a bare loop around
+transformers and peft with exactly our examples a step, padded. What is counted are tokens of examples, without padding.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 MODEL = "smollm2-135m-instruct"
 RANK, ALPHA = 16, 32.0
+SIDES = ["terakoya", "peft", "trl", "packed"]
 
 
 def samples(source: Path, tokenizer, rows: int, context: int, steps: int):
@@ -94,16 +95,76 @@ def theirs(args: argparse.Namespace):
     return run
 
 
+def trainer(args: argparse.Namespace) -> None:
+    """Run trl's SFTTrainer; every step waits for a line on standard input."""
+    import datasets
+    import transformers
+    import trl
+    from peft import LoraConfig
+    from torch.utils.data import SequentialSampler
+
+    from terakoya.tokenizer import Tokenizer
+
+    packed = args.worker == "packed"
+    packer = samples(args.source, Tokenizer.load(args.folder), args.rows, args.context, args.steps)
+    chosen = [packer.samples[k] for i in range(args.steps) for row in packer.chosen(i) for k in row]
+    said = [{"input_ids": list(s.ids), "completion_mask": [int(w > 0) for w in s.weights]} for s in chosen]
+    config = trl.SFTConfig(
+        output_dir=f"{args.folder}/{args.worker}", max_steps=args.steps, max_length=args.context + 1, packing=packed,
+        per_device_train_batch_size=args.rows if packed else max(1, len(chosen) // args.steps), learning_rate=1e-3,
+        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, bf16=False, use_cpu=True, report_to="none",
+        gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, logging_strategy="no", seed=0,
+    )  # fmt: skip
+    seen: dict[str, float] = {}
+
+    class Trainer(trl.SFTTrainer):
+        def _get_train_sampler(self, *_):
+            return SequentialSampler(self.train_dataset)
+
+        def training_step(self, model, inputs, *rest):
+            mask = inputs.get("attention_mask")
+            seen["tokens"] = float(inputs["input_ids"].numel() if mask is None else mask.sum().item())
+            loss = super().training_step(model, inputs, *rest)
+            seen["loss"] = loss.item()
+            return loss
+
+    class Turns(transformers.TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            sys.stdin.readline()
+            seen["tick"] = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            answer(seen["loss"], time.perf_counter() - seen["tick"], seen["tokens"])
+
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=f"{args.folder}/tokenizer.json", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype="float32")
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    run = Trainer(
+        model, config, train_dataset=datasets.Dataset.from_list(said), processing_class=words, peft_config=lora,
+        callbacks=[Turns()],
+    )  # fmt: skip
+    print("ready", flush=True)
+    run.train()
+
+
+def answer(loss: float, seconds: float, tokens: float) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps([loss, seconds, tokens, peak]), flush=True)
+
+
 def worker(args: argparse.Namespace) -> None:
     """Serve steps from standard input; answer with loss, seconds, tokens and peak memory in MiB."""
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if args.worker in ("trl", "packed"):
+        trainer(args)
+        return
     run = (ours if args.worker == "terakoya" else theirs)(args)
-    print("ready", start // 1024, flush=True)
+    print("ready", flush=True)
     for i, _ in enumerate(sys.stdin):
         tick = time.perf_counter()
         loss, tokens = run(i)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps([loss, time.perf_counter() - tick, tokens, peak]), flush=True)
+        answer(loss, time.perf_counter() - tick, tokens)
 
 
 def main() -> None:
@@ -112,6 +173,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=6)
     p.add_argument("--rows", type=int, default=2)
     p.add_argument("--context", type=int, default=512)
+    p.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
     p.add_argument("--worker")
     p.add_argument("--folder")
     args = p.parse_args()
@@ -124,7 +186,7 @@ def main() -> None:
 
         convert.save(open_model(MODEL), Path(folder))
         shared = [str(args.source), "--rows", str(args.rows), "--context", str(args.context), "--folder", folder]
-        names = ("terakoya", "peft")
+        names = args.sides
         procs = {
             n: subprocess.Popen(
                 [sys.executable, __file__, *shared, "--worker", n],
@@ -133,14 +195,14 @@ def main() -> None:
             for n in names
         }  # fmt: skip
         for n, proc in procs.items():
-            assert proc.stdout and proc.stdout.readline().startswith("ready"), n
+            _line(proc, "ready", n)
         seen: dict[str, list[list[float]]] = {n: [] for n in names}
         for i in range(args.steps):
             for n, proc in procs.items():
-                assert proc.stdin and proc.stdout
+                assert proc.stdin
                 proc.stdin.write(f"{i}\n")
                 proc.stdin.flush()
-                seen[n].append(json.loads(proc.stdout.readline()))
+                seen[n].append(json.loads(_line(proc, "[", n)))
         for proc in procs.values():
             proc.communicate()
     rates = {n: statistics.median(t / s for _, s, t, _ in rows[1:]) for n, rows in seen.items()}
@@ -148,9 +210,18 @@ def main() -> None:
     for n, rows in seen.items():
         losses = " ".join(f"{loss:.3f}" for loss, *_ in rows)
         print(f"{n:9s} {rates[n]:7.0f} tokens/s   peak {rows[-1][3]:6.0f} MiB   losses {losses}")
-    print(
-        f"speed {rates['terakoya'] / rates['peft']:.2f}x, memory {seen['terakoya'][-1][3] / seen['peft'][-1][3]:.2f}x"
-    )
+    for n in names[1:]:
+        memory = seen[names[0]][-1][3] / seen[n][-1][3]
+        print(f"{names[0]} beside {n}: speed {rates[names[0]] / rates[n]:.2f}x, memory {memory:.2f}x")
+
+
+def _line(proc: subprocess.Popen[str], start: str, name: str) -> str:
+    """Return the next line that begins so; a library may print others."""
+    assert proc.stdout
+    for line in proc.stdout:
+        if line.startswith(start):
+            return line
+    raise SystemExit(f"{name} ended early")
 
 
 if __name__ == "__main__":

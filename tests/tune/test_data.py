@@ -16,7 +16,7 @@ from terakoya.tokenizer import Message, render
 from terakoya.tune.compare import japanese
 from terakoya.tune.formats import Completion, Talk, choices, examples, verdicts
 from terakoya.tune.pack import Packer, best_fit, dealt
-from terakoya.tune.rows import rows
+from terakoya.tune.rows import located, rows
 from terakoya.tune.samples import Counts, Sample, encode, fitted
 from terakoya.tune.work import parted
 from tests.tune.tune_fakes import jsonl, messages, talk, tokenizer
@@ -95,6 +95,32 @@ def test_files_and_folders(tmp_path: Path) -> None:
 def test_a_bad_row_is_named(row: dict[str, Any], match: str) -> None:
     with pytest.raises(TerakoyaError, match=match):
         [encode(tokenizer(), found) for found in examples([("here", row)], None)]
+
+
+def test_rows_come_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    asked: list[tuple[str, str, list[str]]] = []
+
+    def download(name: str, *, repo_type: str, allow_patterns: list[str]) -> str:
+        asked.append((name, repo_type, allow_patterns))
+        if "none" in name:
+            raise OSError("no such place\nmore")
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    (tmp_path / "a").mkdir()
+    jsonl(tmp_path / "a" / "x.jsonl", [{"text": "寺子屋"}])
+    for source, patterns in (("", ["*.jsonl", "*.jsonl.zst", "*.parquet"]), ("/a/x.jsonl", None), ("/a", ["a", "a/*"])):
+        found = list(rows(located(f"hf://datasets/who/what{source}")))
+        assert [r["text"] for _, r in found] == ["寺子屋"]
+        assert asked[-1][:2] == ("who/what", "dataset")
+        assert patterns is None or asked[-1][2] == patterns
+    assert located(str(tmp_path)) == tmp_path
+    for wrong in ("hf://models/a/b", "hf://datasets/a", "hf://datasets/a/b/../c"):
+        with pytest.raises(TerakoyaError, match=r"data\.source"):
+            located(wrong)
+    with pytest.raises(TerakoyaError, match=r"no such place$"):
+        located("hf://datasets/none/what")
 
 
 def test_a_later_row_of_another_format_is_an_error() -> None:

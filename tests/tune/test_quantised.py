@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from terakoya.model.context import Packed
 from terakoya.tune import adapters
 from terakoya.tune.merge import merged
 from terakoya.tune.plans import Dora, Lora
-from terakoya.tune.quantised import NF4Linear, codebook, held, pack, quantise, unpack
+from terakoya.tune.quantised import Kind, NF4Linear, codebook, held, pack, quantise, unpack
 from tests.tune.tune_fakes import loud, small
 
 PUBLISHED = (  # bitsandbytes' create_normal_map
@@ -38,12 +39,13 @@ def test_weights_come_back_within_the_step() -> None:
     assert torch.equal(unpack(*pack(zero), (2, 64)), zero)
 
 
-def test_training_on_four_bits_is_training_on_the_dense_copy() -> None:
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_training_on_few_bits_is_training_on_the_dense_copy(kind: Kind) -> None:
     packed = small(dim=64)
-    quantise(packed)
+    quantise(packed, kind)
     dense = merged(packed)
     assert all(type(m) is not NF4Linear for m in dense.modules())
-    assert held(packed) < 0.6 * held(dense)
+    assert held(packed) < (0.6 if kind == "nf4" else 0.75) * held(dense)
     ids = torch.arange(20)
     for plan in (Lora(4, 8.0), Dora(4, 8.0)):
         pair = [copy.deepcopy(packed), copy.deepcopy(dense)]

@@ -101,6 +101,7 @@ def files(run: Path) -> dict[str, bytes]:
        ("adapter.init=pissa", "adapter.rank=2"), ("adapter=adalora", "adapter.warmup=0.3"), ("adapter=prefix",),
        ("method=dpo", "adapter=prompt"), ("method=grpo", "adapter=ptuning"),
        ("method=ppo", "method.rounds=1", "adapter=dora"), ("rows.micro=3", "adapter.ratio=16"), ("quantise=nf4",),
+       ("quantise=int8",),
        ("recompute=true", "adapter=dora")],
     ids=" ".join,
 )  # fmt: skip

@@ -23,7 +23,7 @@ from terakoya.tune.samples import Overlong
 class Data:
     """Where the examples come from, and what is done to them."""
 
-    source: str = "examples.jsonl"  # a .jsonl(.zst) or .parquet file, or a folder of them
+    source: str = "examples.jsonl"  # a .jsonl(.zst) or .parquet file, or a folder of them; hf://datasets/OWNER/NAME
     format: Format | Literal["auto"] = "auto"  # auto: by the fields of the first row
     template: str | None = None  # chat template; none: the model's own
     overlong: Overlong = "error"
@@ -81,7 +81,7 @@ class Tune:
     method: Method = field(default_factory=Sft)
     data: Data = field(default_factory=Data)
     adapter: Adapter | None = field(default_factory=Lora)  # none: every weight learns
-    quantise: Literal["none", "nf4"] = "none"  # how the frozen base is kept
+    quantise: Literal["none", "nf4", "int8"] = "none"  # how the frozen base is kept
     rows: Rows = field(default_factory=lambda: Rows(count=8, context=512))
     budget: Budget = field(default_factory=lambda: Budget(epochs=1.0))
     optim: Optim = field(default_factory=lambda: AdamW(lr=2e-4, betas=(0.9, 0.999), weight_decay=0.0))

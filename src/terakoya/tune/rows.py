@@ -1,4 +1,4 @@
-"""JSON rows from files: .jsonl, .jsonl.zst and .parquet, one file or a folder of them."""
+"""JSON rows from files: .jsonl, .jsonl.zst and .parquet, one file or a folder of them, here or on the Hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from terakoya.corpus.stream import decoded, lines, opened
 from terakoya.errors import MissingExtra, TerakoyaError
 
 SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
+HUB = "hf://datasets/"
 Row = Mapping[str, Any]
 
 
@@ -26,6 +27,27 @@ def rows(source: Path) -> Iterator[tuple[str, Row]]:
     if not source.exists():
         raise TerakoyaError(str(source), "does not exist")
     yield from _file(source)
+
+
+def located(source: str) -> Path:
+    """Return the file or folder of a source; `hf://datasets/OWNER/NAME[/PATH]` is fetched, or in the cache."""
+    if not source.startswith("hf://"):
+        return Path(source)
+    owner, _, rest = source.removeprefix(HUB).partition("/")
+    name, _, inside = rest.partition("/")
+    if not source.startswith(HUB) or not owner or not name or ".." in inside.split("/"):
+        raise TerakoyaError("data.source", given=source, allowed=f"{HUB}OWNER/NAME, or {HUB}OWNER/NAME/FILE")
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise MissingExtra("huggingface_hub", "hub") from None
+    wanted = [inside, f"{inside.rstrip('/')}/*"] if inside else [f"*{suffix}" for suffix in SUFFIXES]
+    try:
+        folder = huggingface_hub.snapshot_download(f"{owner}/{name}", repo_type="dataset", allow_patterns=wanted)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise TerakoyaError(source, f"cannot be had from the Hub: {str(error).splitlines()[0]}") from None
+    return Path(folder) / inside
 
 
 def _file(path: Path) -> Iterator[tuple[str, Row]]:

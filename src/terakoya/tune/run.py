@@ -215,11 +215,11 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = Non
         tokenizer.save(run.tokenizer)
     model = loaded.model.to(place.name)
     base = fingerprint(model)
-    if recipe.quantise == "nf4":
+    if recipe.quantise != "none":
         if not isinstance(recipe.adapter, Added):
-            problem = "a four-bit base cannot learn by itself; it needs an adapter"
+            problem = "a base of four or eight bits cannot learn by itself; it needs an adapter"
             raise TerakoyaError("quantise", problem, allowed=ADDED)
-        quantise(model)
+        quantise(model, recipe.quantise)
     adapters.prepare(model, recipe.adapter, seed=recipe.seed)
     if isinstance(recipe.method, Reward):
         add_head(model, recipe.seed)

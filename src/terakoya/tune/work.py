@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from terakoya.model.model import Model
 from terakoya.tokenizer import Message
 from terakoya.train.step import Objective
 from terakoya.tune.recipe import Data
-from terakoya.tune.rows import Row, rows
+from terakoya.tune.rows import Row, located, rows
 
 T = TypeVar("T")
 Prompt = tuple[Message, ...]
@@ -60,7 +59,7 @@ class Remembers(Protocol):
 
 def read(data: Data) -> Iterable[tuple[str, Row]]:
     """Yield the rows a recipe asks for."""
-    found = rows(Path(data.source))
+    found = rows(located(data.source))
     return found if data.limit is None else islice(found, data.limit)
 
 
