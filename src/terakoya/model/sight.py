@@ -57,6 +57,11 @@ class Sight(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Look at N images: pixels (N, 3, height, width), prepared -> (N, places, D), or (N, latents, D_image)."""
+        x = self.look(pixels)
+        return self.join(x if self.spec.whole else x[:, 1:])
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """Read images, the vector of the whole first: pixels (N, 3, height, width) -> (N, 1 + patches, D_image)."""
         s, N = self.spec, pixels.shape[0]
         if pixels.shape[1:] != (3, s.image, s.image):
             raise TerakoyaError("image", given=tuple(pixels.shape[1:]), allowed=f"(3, {s.image}, {s.image})")
@@ -66,8 +71,7 @@ class Sight(nn.Module):
         ctx = Packed([self.position.num_embeddings] * N, x.device)
         for layer in self.layers[: s.depth - s.cut + 1]:
             x = layer(x, ctx)
-        x = x.unflatten(0, (N, -1))
-        return self.join(x if s.whole else x[:, 1:])
+        return x.unflatten(0, (N, -1))
 
 
 def prepared(image: Tensor, s: spec.Sight) -> Tensor:

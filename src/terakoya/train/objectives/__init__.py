@@ -5,6 +5,7 @@ from __future__ import annotations
 from terakoya.train.objectives.ahead import Mtp
 from terakoya.train.objectives.contrast import Contrast
 from terakoya.train.objectives.detect import Rtd
+from terakoya.train.objectives.entity import Entity
 from terakoya.train.objectives.mask import Mlm
 from terakoya.train.objectives.middle import Fim
 from terakoya.train.objectives.mixture import Ul2
@@ -20,4 +21,6 @@ from terakoya.train.objectives.task import Task as Task
 from terakoya.train.objectives.taught import Distil
 from terakoya.train.objectives.taught import Taught as Taught
 
-Objective = Causal | Prefix | Mlm | Nsp | Sop | Rtd | Permute | Spans | Ul2 | Bart | Fim | Mtp | Distil | Contrast
+Objective = (
+    Causal | Prefix | Mlm | Nsp | Sop | Rtd | Permute | Spans | Ul2 | Bart | Fim | Mtp | Distil | Contrast | Entity
+)

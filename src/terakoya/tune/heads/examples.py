@@ -134,7 +134,9 @@ def _embed(place: str, row: Row) -> Example:
 
 def _tag(place: str, row: Row) -> Example:
     text = _text(place, row, "text")
-    given = row.get("spans", row.get("readings"))
+    given = row.get("spans")
+    if given is None and isinstance(row.get("readings"), Sequence):  # where the author gave a reading: furigana
+        given = [item | {"label": "ruby"} if isinstance(item, dict) else item for item in row["readings"]]
     if not isinstance(given, Sequence):
         raise TerakoyaError(f"{place}: spans", given=given, allowed="a list of tables with start, end and label")
     return Example(place, (text,), tuple(_stretch(place, text, item) for item in given))
