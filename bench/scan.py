@@ -1,10 +1,11 @@
 """Recurrent mixers in pieces and in a loop: a step of training at length 1,024, and a token's cost after long texts.
 
-python bench/scan.py
+python bench/scan.py [training] [decoding]
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -140,5 +141,6 @@ def decoding() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    training()
-    decoding()
+    parts = {"training": training, "decoding": decoding}
+    for part in sys.argv[1:] or parts:
+        parts[part]()

@@ -22,6 +22,7 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-pthread", "-fno-math-errno", "-Wno-psabi")
 WIDE = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c")
 X86 = {"avx2": ("-mavx2", "-mfma", "-mf16c"), "avx512": WIDE, "vnni": (*WIDE, "-mavx512vnni")}
+EACH = ("kernels.c", "recur.c")  # compiled once per set
 SECONDS = 600  # a compiler that takes longer hangs
 
 
@@ -95,21 +96,23 @@ def _build(compiler: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as made:
         folder = Path(made)
         plain = [path for path in _sources() if path.suffix == ".c"]
-        kernels = next(path for path in plain if path.name == "kernels.c")
+        vector = [path for path in plain if path.name in EACH]
         kinds = _kinds()
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            jobs = {
-                kind: pool.submit(_compile, compiler, kernels, folder / f"{kind}.o", _named(kind, flags))
+            jobs = [
+                (kind, pool.submit(_compile, compiler, path, folder / f"{path.stem}-{kind}.o", _named(kind, flags)))
                 for kind, flags in kinds.items()
-            }
-        failed = {kind for kind, job in jobs.items() if job.exception()}
-        if "portable" in failed:
-            raise jobs["portable"].exception() or AssertionError
-        have = tuple(f"-DTK_HAVE_{kind.upper()}" for kind in kinds if kind not in failed)
+                for path in vector
+            ]
+        errors = {kind: error for kind, job in jobs if (error := job.exception())}
+        if "portable" in errors:
+            raise errors["portable"]
+        have = tuple(f"-DTK_HAVE_{kind.upper()}" for kind in kinds if kind not in errors)
         for path in plain:
-            if path != kernels:
+            if path not in vector:
                 _compile(compiler, path, folder / f"{path.stem}.o", have)
-        objects = [str(path) for path in sorted(folder.glob("*.o"))]
+        whole = [path for path in folder.glob("*.o") if path.stem.rpartition("-")[2] not in errors]
+        objects = [str(path) for path in sorted(whole)]
         _run([compiler, "-shared", "-pthread", "-o", str(folder / "library.so"), *objects, "-lm"])
         (folder / "library.so").replace(target)
 

@@ -1,7 +1,8 @@
 """Memories that are matrices, S_t = decay_t S_{t-1} + k_t v_t^T, read by y_t = S_t^T q_t: products over whole pieces.
 
 Inside a piece tokens meet each other as in attention, between pieces only the state is passed on (Dao 2024, the
-state-space duality of Mamba-2; Sun 2023, RetNet's chunks; Yang 2024, gated linear attention).
+state-space duality of Mamba-2; Sun 2023, RetNet's chunks; Yang 2024, gated linear attention). In single precision on a
+CPU the loop itself runs in C, which is faster still where heads are narrow.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from terakoya.ops import recur
 from terakoya.ops.sequences import Chunks, Sequences
 
 CHUNK = 64
@@ -25,6 +27,9 @@ def decayed(
         kept = start if g is None else start * g.exp()[..., None, None]
         s = kept + k[..., :, None] * v[..., None, :]
         return _read(q, s), s
+    if recur.able(k.shape[2], q, k, v, g, start):
+        fade = torch.ones_like(k) if g is None else g.exp()[..., None].expand_as(k)
+        return recur.matrix(q, fade, k, v, None, None, start, sequences)
     chunks = sequences.chunks(CHUNK)
     q, k, v = (_heads(chunks, t) for t in (q, k, v))
     total, between = _decays(chunks, g, q)
@@ -50,6 +55,9 @@ def delta(
         s = start * g.exp()[..., None, None]
         s = s + k[..., :, None] * (beta[..., None] * (v - _read(k, s)))[..., None, :]
         return _read(q, s), s
+    if recur.able(k.shape[2], q, k, v, g, beta, start):
+        fade, wrote = g.exp()[..., None], beta[..., None] * k
+        return recur.matrix(q, fade.expand_as(k), wrote, v, fade * k, -wrote, start, sequences)
     chunks = sequences.chunks(CHUNK)
     q, k, v = (_heads(chunks, t) for t in (q, k, v))
     weight = _heads(chunks, beta[..., None])
@@ -79,6 +87,8 @@ def general(
         s = start * w.exp()[..., None] + b[..., :, None] * _read(a, start)[..., None, :]
         s = s + k[..., :, None] * v[..., None, :]
         return _read(r, s), s
+    if recur.able(k.shape[2], r, w, k, v, a, b, start):
+        return recur.matrix(r, w.exp(), k, v, a, b, start, sequences)
     chunks = sequences.chunks(SMALL)
     r, w, k, v, a, b = (_heads(chunks, t) for t in (r, w, k, v, a, b))
     total = w.cumsum(-2)

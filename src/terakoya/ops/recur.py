@@ -7,8 +7,9 @@ at a time. `able` says whether the library can take some tensors.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
-from ctypes import POINTER, c_int32, c_void_p
+from ctypes import POINTER, c_char_p, c_int32, c_void_p
 from functools import cache
 from typing import Any
 
@@ -22,7 +23,8 @@ from terakoya.ops.sequences import Sequences
 
 LANES, BLOCK = 16, 16  # channels of a group; tokens between the states that the way back begins from
 MOST = 256  # numbers of a state, for which the way back has room
-NAMES = ("selective", "diagonal", "wkv", "filter")
+NAMES = tuple(n + w for n in ("selective", "diagonal", "matrix", "wkv", "filter") for w in ("", "_back"))
+ISA = "TERAKOYA_NATIVE_ISA"
 
 
 class _Recur(ctypes.Structure):
@@ -30,7 +32,7 @@ class _Recur(ctypes.Structure):
 
     _fields_ = [
         ("cu", c_void_p),
-        *((name, c_int32) for name in ("sequences", "channels", "states", "threads")),
+        *((name, c_int32) for name in ("sequences", "channels", "states", "width", "threads")),
         ("inputs", c_void_p * 12),
         ("outputs", c_void_p * 12),
     ]
@@ -42,9 +44,7 @@ def _library() -> ctypes.CDLL | None:
         lib = ctypes.CDLL(str(library()))
     except NoCompiler:
         return None
-    for name in NAMES:
-        for function in (getattr(lib, f"tk_{name}"), getattr(lib, f"tk_{name}_back")):
-            function.argtypes, function.restype = [POINTER(_Recur)], c_int32
+    lib.tk_recurrence.argtypes, lib.tk_recurrence.restype = [c_int32, c_char_p, POINTER(_Recur)], c_int32
     return lib
 
 
@@ -70,6 +70,16 @@ def diagonal(u: Tensor, a: Tensor, b: Tensor, c: Tensor, start: Tensor, sequence
     parts = [torch.view_as_real(x.resolve_conj()) for x in (a, b, c, start)]
     y, last = _Diagonal.apply(u, *parts, sequences)  # type: ignore[misc]
     return y, torch.view_as_complex(last)
+
+
+def matrix(
+    r: Tensor, e: Tensor, k: Tensor, v: Tensor, a: Tensor | None, b: Tensor | None, start: Tensor, sequences: Sequences
+) -> tuple[Tensor, Tensor]:
+    """Run S <- diag(e) S + b (a^T S) + k v^T, y = S^T r.
+
+    r, e, k, a, b (T, H, K), v (T, H, V), start (N, H, K, V) -> y (T, H, V), last S; without a and b no correction.
+    """
+    return _Matrix.apply(r, e, k, v, a, b, start, sequences)  # type: ignore[return-value]
 
 
 def wkv(
@@ -101,7 +111,7 @@ class _Selective(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         u, dt, a, b, c, kept = ctx.saved_tensors
         gy, slope = _flat(grads)
-        threads = _threads(a.shape[0])
+        threads = _threads(-(-a.shape[0] // LANES))
         gb, gc = (torch.empty(threads, *x.shape) for x in (b, c))
         gu, gdt, ga, gstart = (torch.empty_like(x) for x in (u, dt, a, slope))
         _run(
@@ -130,6 +140,37 @@ class _Diagonal(torch.autograd.Function):
         out = tuple(torch.empty_like(x) for x in (u, a, b, c, slope))
         _run("diagonal_back", (u, a, b, c, kept, gy, slope), out, ctx.sequences, *a.shape[:2])
         return *out, None
+
+
+class _Matrix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        *tensors, sequences = given
+        flat: list[Any] = [t if t is None else t.contiguous() for t in tensors]
+        r, e, k, v, a, b, start = flat
+        H, K, V = r.shape[1], r.shape[2], v.shape[2]
+        kept = _kept(ctx, sequences, V, H * K)
+        y, last = torch.empty_like(v), torch.empty_like(start)
+        _run("matrix", (r, e, k, v, a, b, start), (y, last, kept), sequences, H, K, V)
+        ctx.save_for_backward(r, e, k, v, a, b, kept)
+        ctx.sequences = sequences
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        r, e, k, v, a, b, kept = ctx.saved_tensors
+        gy, slope = _flat(grads)
+        H, K, V = r.shape[1], r.shape[2], v.shape[2]
+        tiles = -(-V // (4 * LANES))
+        gr, gk = (torch.empty(tiles, *r.shape) for _ in range(2))
+        ge = torch.empty(tiles, *r.shape) if ctx.needs_input_grad[1] else None
+        ga, gb = (None if a is None else torch.empty(tiles, *r.shape) for _ in range(2))
+        gv, gstart = torch.empty_like(v), torch.empty_like(slope)
+        given = (r, e, k, v, a, b, kept, gy, slope)
+        _run("matrix_back", given, (gr, ge, gk, gv, ga, gb, gstart), ctx.sequences, H, K, V)
+        gr, ge, gk, ga, gb = (None if g is None else g[0] if tiles == 1 else g.sum(0) for g in (gr, ge, gk, ga, gb))
+        return gr, ge, gk, gv, ga, gb, gstart, None
 
 
 class _Wkv(torch.autograd.Function):
@@ -188,20 +229,21 @@ def _kept(ctx: Any, sequences: Sequences, channels: int, states: int) -> Tensor 
     return torch.empty(blocks, -(-channels // LANES), states, LANES)
 
 
-def _threads(channels: int) -> int:
-    return max(1, min(torch.get_num_threads(), 64, -(-channels // LANES)))
+def _threads(groups: int) -> int:
+    return max(1, min(torch.get_num_threads(), 64, groups))
 
 
 def _run(
     name: str, given: Sequence[Tensor | None], made: Sequence[Tensor | None], sequences: Sequences, channels: int,
-    states: int = 1,
+    states: int = 1, width: int = 1,
 ) -> None:  # fmt: skip
     lib = _library()
     assert lib is not None and all(t is None or t.is_contiguous() for t in (*given, *made))
     cu = (c_int32 * len(sequences.cu))(*sequences.cu)
-    plan = _Recur(ctypes.addressof(cu), sequences.count, channels, states, _threads(channels))
+    groups = channels * -(-width // (4 * LANES)) if name.startswith("matrix") else -(-channels // LANES)
+    plan = _Recur(ctypes.addressof(cu), sequences.count, channels, states, width, _threads(groups))
     for to, tensors in ((plan.inputs, given), (plan.outputs, made)):
         for i, t in enumerate(tensors):
             to[i] = None if t is None else t.data_ptr()
-    if getattr(lib, f"tk_{name}")(ctypes.byref(plan)):
+    if lib.tk_recurrence(NAMES.index(name), os.environ.get(ISA, "").encode(), ctypes.byref(plan)):
         raise TerakoyaError("recurrence", "memory or threads ran out")

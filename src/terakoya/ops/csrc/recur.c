@@ -1,84 +1,12 @@
 /* Recurrences over time that training runs forward and back: sixteen channels at a time, their states in the cache.
  * Backward passes make the states of a block again from the one before it. What each computes stands in model/naive.py.
  * All arrays are contiguous floats; sequence n holds tokens [cu[n], cu[n + 1]); threads share out the channels. */
-#include <pthread.h>
-#include <stdlib.h>
-
-#include "clones.h"
-#include "vec.h"
-
-enum { W = 16, BLOCK = 16, THREADS = 64 }; /* channels of a group; tokens between states that are kept */
-
-typedef struct {
-  const int32_t *cu;
-  int32_t sequences, channels, states, threads;
-  const float *in[12];
-  float *out[12];
-} tk_recur;
-
-typedef struct {
-  const tk_recur *r;
-  void (*work)(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch);
-  int64_t scratch; /* vectors */
-  int32_t first, last, thread, failed;
-} part;
-
-static int32_t groups(const tk_recur *r) { return (r->channels + W - 1) / W; }
-
-static void *run(void *given) {
-  part *p = given;
-  void *scratch = NULL;
-  p->failed = posix_memalign(&scratch, 64, (size_t)(p->scratch + 1) * sizeof(vf));
-  if (!p->failed) p->work(p->r, p->first, p->last, p->thread, scratch);
-  free(scratch);
-  return NULL;
-}
-
-/* Every thread takes some groups of channels. 0: done. */
-static int32_t share(const tk_recur *r, void (*work)(const tk_recur *, int32_t, int32_t, int32_t, vf *), int64_t each,
-                     int64_t once) {
-  part parts[THREADS];
-  pthread_t thread[THREADS];
-  int32_t n = groups(r), count = r->threads < n ? r->threads : n, started = 1, failed = 0;
-  if (count > THREADS) count = THREADS;
-  for (int32_t i = 0; i < count; i++) {
-    int32_t first = (int32_t)((int64_t)n * i / count), last = (int32_t)((int64_t)n * (i + 1) / count);
-    parts[i] = (part){r, work, once + each * (last - first), first, last, i, 0};
-  }
-  while (started < count && !pthread_create(&thread[started], NULL, run, &parts[started])) started++;
-  run(&parts[0]);
-  for (int32_t i = 1; i < started; i++) pthread_join(thread[i], NULL);
-  for (int32_t i = 0; i < count; i++) failed |= parts[i].failed;
-  return failed || started < count;
-}
-
-INLINE vf take(const float *x, int32_t left) {
-  if (left >= W) return load(x);
-  float t[W] = {0};
-  memcpy(t, x, (size_t)left * 4);
-  return load(t);
-}
-INLINE void put(float *y, vf v, int32_t left) {
-  if (left >= W) store(y, v);
-  else memcpy(y, &v, (size_t)left * 4);
-}
-/* Rows of 16 channels, `width` numbers each, and vectors of a number of each channel. */
-INLINE void turn(vf *to, const float *from, int32_t width, int32_t left) {
-  float t[W] = {0};
-  for (int32_t s = 0; s < width; s++) {
-    for (int32_t i = 0; i < W && i < left; i++) t[i] = from[(int64_t)i * width + s];
-    to[s] = load(t);
-  }
-}
-INLINE void turn_back(float *to, const vf *from, int32_t width, int32_t left) {
-  for (int32_t s = 0; s < width; s++)
-    for (int32_t i = 0; i < W && i < left; i++) to[(int64_t)i * width + s] = from[s][i];
-}
-INLINE void clear(vf *to, int64_t count) { memset(to, 0, (size_t)count * sizeof(vf)); }
+#include "matrix.h"
+#include "recur.h"
 
 /* Mamba: in u, dt (T, D), a (D, S), b, c (T, S), start (N, D, S); out y (T, D), last (N, D, S), kept (blocks, D to a
  * multiple of 16, S) or NULL. */
-EACH_ISA static void selective(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *h) {
+static void selective(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *h) {
   (void)thread;
   const int32_t D = r->channels, S = r->states, G = groups(r);
   vf *a = h + S;
@@ -106,14 +34,13 @@ EACH_ISA static void selective(const tk_recur *r, int32_t first, int32_t last, i
 
 /* in as before with kept for start, then gy (T, D), glast (N, D, S); out gu, gdt (T, D), ga (D, S), gb, gc (threads, T,
  * S), gstart (N, D, S). Groups of channels inside blocks of time: gb and gc are sums over channels. */
-EACH_ISA static void selective_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch) {
+static void selective_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch) {
   const int32_t D = r->channels, S = r->states, G = groups(r), mine = last - first;
   const int64_t T = r->cu[r->sequences];
   vf *a = scratch, *ga = a + (int64_t)mine * S, *slope = ga + (int64_t)mine * S, *h = slope + (int64_t)mine * S;
   vf *keep = h + (BLOCK + 1) * S, *gb = keep + BLOCK * S, *gc = gb + BLOCK * S;
   clear(ga, (int64_t)mine * S);
-  int64_t block = 0;
-  for (int32_t n = 0; n < r->sequences; n++) block += (r->cu[n + 1] - r->cu[n] + BLOCK - 1) / BLOCK;
+  int64_t block = blocks_of(r);
   for (int32_t g = first; g < last; g++) turn(a + (g - first) * S, r->in[2] + (int64_t)g * W * S, S, D - g * W);
   for (int32_t n = r->sequences - 1; n >= 0; n--) {
     const int64_t begin = r->cu[n], end = r->cu[n + 1];
@@ -177,7 +104,7 @@ INLINE void move(vf *x, const vf *from, const vf *a, const vf *b, vf u, int32_t 
     x[s + 1] = muladd(a[s], im, muladd(a[s + 1], re, b[s + 1] * u));
   }
 }
-EACH_ISA static void diagonal(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *x) {
+static void diagonal(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *x) {
   (void)thread;
   const int32_t D = r->channels, S = r->states, V = 2 * S, G = groups(r);
   vf *a = x + V, *b = a + V, *c = b + V;
@@ -203,12 +130,11 @@ EACH_ISA static void diagonal(const tk_recur *r, int32_t first, int32_t last, in
 }
 
 /* in u, a, b, c, kept, gy (T, D), glast (N, D, S, 2); out gu (T, D), ga, gb, gc (D, S, 2), gstart (N, D, S, 2). */
-EACH_ISA static void diagonal_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch) {
+static void diagonal_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch) {
   (void)thread;
   const int32_t D = r->channels, S = r->states, V = 2 * S, G = groups(r);
   vf *a = scratch, *b = a + V, *c = b + V, *ga = c + V, *gb = ga + V, *gc = gb + V, *slope = gc + V, *x = slope + V;
-  int64_t blocks = 0;
-  for (int32_t n = 0; n < r->sequences; n++) blocks += (r->cu[n + 1] - r->cu[n] + BLOCK - 1) / BLOCK;
+  const int64_t blocks = blocks_of(r);
   for (int32_t g = first; g < last; g++) {
     const int32_t left = D - g * W;
     int64_t block = blocks;
@@ -250,7 +176,7 @@ EACH_ISA static void diagonal_back(const tk_recur *r, int32_t first, int32_t las
 
 /* RWKV-4: in k, v (T, D), w, u (D), total (N, 2, D), most (N, D); out y (T, D), total, most, kept (T, 3, D) or NULL:
  * the sums before each token, whose exponent is the third. */
-EACH_ISA static void wkv(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch) {
+static void wkv(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch) {
   (void)thread, (void)scratch;
   const int64_t D = r->channels;
   for (int32_t g = first; g < last; g++) {
@@ -280,7 +206,7 @@ EACH_ISA static void wkv(const tk_recur *r, int32_t first, int32_t last, int32_t
 
 /* in k, v, w, u, kept, y, gy (T, D), gtotal (N, 2, D), most of the end and of the start (N, D); out gk, gv (T, D), gw,
  * gu (D), gstart (N, 2, D). The slopes of the sums have an exponent too. */
-EACH_ISA static void wkv_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch) {
+static void wkv_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *scratch) {
   (void)thread, (void)scratch;
   const int64_t D = r->channels;
   for (int32_t g = first; g < last; g++) {
@@ -328,7 +254,7 @@ INLINE void lay_out(vf *rows, const tk_recur *r, int32_t n, int32_t g) {
   for (int64_t t = r->cu[n]; t < r->cu[n + 1]; t++)
     rows[before + t - r->cu[n]] = take(r->in[0] + t * D + g * W, left);
 }
-EACH_ISA static void filter(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *weight) {
+static void filter(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *weight) {
   (void)thread;
   const int64_t D = r->channels;
   const int32_t S = r->states;
@@ -349,7 +275,7 @@ EACH_ISA static void filter(const tk_recur *r, int32_t first, int32_t last, int3
 }
 
 /* in as before, gy (T, D); out gx (T, D), gweight (D, S), gbias (D), gtail (N, S - 1, D). */
-EACH_ISA static void filter_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *weight) {
+static void filter_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *weight) {
   (void)thread;
   const int64_t D = r->channels;
   const int32_t S = r->states, reach = longest(r) + S;
@@ -381,16 +307,23 @@ EACH_ISA static void filter_back(const tk_recur *r, int32_t first, int32_t last,
   }
 }
 
-/* 0: done; 1: memory or threads ran out. */
-int32_t tk_selective(const tk_recur *r) { return share(r, selective, 0, 2 * r->states); }
-int32_t tk_selective_back(const tk_recur *r) {
-  return share(r, selective_back, 3 * r->states, (int64_t)r->states * (4 * BLOCK + 1));
+static int32_t run_selective(const tk_recur *r) { return share(r, selective, groups(r), 0, 2 * r->states); }
+static int32_t run_selective_back(const tk_recur *r) {
+  return share(r, selective_back, groups(r), 3 * r->states, (int64_t)r->states * (4 * BLOCK + 1));
 }
-int32_t tk_diagonal(const tk_recur *r) { return share(r, diagonal, 0, 8 * r->states); }
-int32_t tk_diagonal_back(const tk_recur *r) {
-  return share(r, diagonal_back, 0, (int64_t)2 * r->states * (7 + BLOCK + 1));
+static int32_t run_diagonal(const tk_recur *r) { return share(r, diagonal, groups(r), 0, 8 * r->states); }
+static int32_t run_diagonal_back(const tk_recur *r) {
+  return share(r, diagonal_back, groups(r), 0, (int64_t)2 * r->states * (7 + BLOCK + 1));
 }
-int32_t tk_wkv(const tk_recur *r) { return share(r, wkv, 0, 0); }
-int32_t tk_wkv_back(const tk_recur *r) { return share(r, wkv_back, 0, 0); }
-int32_t tk_filter(const tk_recur *r) { return share(r, filter, 0, 2 * r->states + longest(r)); }
-int32_t tk_filter_back(const tk_recur *r) { return share(r, filter_back, 0, 4 * r->states + 2 * longest(r)); }
+static int32_t run_wkv(const tk_recur *r) { return share(r, wkv, groups(r), 0, 0); }
+static int32_t run_wkv_back(const tk_recur *r) { return share(r, wkv_back, groups(r), 0, 0); }
+static int32_t run_filter(const tk_recur *r) { return share(r, filter, groups(r), 0, 2 * r->states + longest(r)); }
+static int32_t run_filter_back(const tk_recur *r) {
+  return share(r, filter_back, groups(r), 0, 4 * r->states + 2 * longest(r));
+}
+
+#define NAMED(isa) NAMED_(isa)
+#define NAMED_(isa) isa##_recur
+const tk_recurrences NAMED(TK_ISA) = {
+    {run_selective, run_selective_back, run_diagonal, run_diagonal_back, run_matrix, run_matrix_back, run_wkv,
+     run_wkv_back, run_filter, run_filter_back}};
