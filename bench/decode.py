@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,9 @@ def files_of(given: argparse.Namespace, folder: Path) -> dict[str, Path]:
             if not out[kind].exists():
                 save_drawn(GGUF.open(source), BLOCKS[kind], out[kind])
         return out
-    own = {i.kind.name.lower() for i in GGUF.open(source).tensors.values()} if source.suffix == ".gguf" else set()
+    own = commonest(GGUF.open(source)) if source.suffix == ".gguf" else ""
     for kind in given.kinds:
-        out[kind] = source if kind in own else folder / f"{kind}.gguf"
+        out[kind] = source if kind == own else folder / f"{kind}.gguf"
         if not out[kind].exists():
             save_gguf(open_model(given.model), out[kind], kind)
     if {"transformers", "static"} & set(given.only):
@@ -98,6 +99,11 @@ def files_of(given: argparse.Namespace, folder: Path) -> dict[str, Path]:
         if not out["folder"].exists():
             save(open_model(given.model), out["folder"])
     return out
+
+
+def commonest(file: GGUF) -> str:
+    """Return the type of most matrices: a file in Q4_1 may hold its token table in Q8_0."""
+    return Counter(i.kind.name.lower() for i in file.tensors.values() if len(i.shape) == 2).most_common(1)[0][0]
 
 
 def save_drawn(like: GGUF, kind: BlockType, path: Path) -> None:

@@ -22,7 +22,7 @@ from terakoya.model.model import Model
 from terakoya.models import find, open_model
 from terakoya.quant.calibrate import calibrate
 from terakoya.quant.codecs import FP8, NF4, Blocks, Codec, Int4, Int8
-from terakoya.quant.linear import nbytes, packed_layers, quantise
+from terakoya.quant.linear import nbytes, packed_layers, quantise, unpacked
 from terakoya.zoo.convert import load, plain
 
 ROWS: list[tuple[str, Codec, str]] = [
@@ -88,7 +88,8 @@ def main() -> None:
             calibrate(model, runs, codec, "gptq" if method == "gptq" else "awq")
         quantise(model, codec)
         seconds = time.perf_counter() - began
-        found = [compare(loaded.model, model, loaded.tokenizer, t, window=512) for t in texts.values()]
+        numbers = unpacked(model)  # numbers once, not for every window
+        found = [compare(loaded.model, numbers, loaded.tokenizer, t, window=512) for t in texts.values()]
         line = " | ".join(cells(change) for change in found)
         print(f"{name:18} {nbytes(model) / 1e6:6.1f} {seconds:4.0f} | {line}", flush=True)
 

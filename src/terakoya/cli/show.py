@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from terakoya.errors import MissingExtra
-from terakoya.train.loop import Progress as Seen
-from terakoya.train.loop import Watch
-from terakoya.train.run import read_lines
 from terakoya.zoo.files import replacing
+
+if TYPE_CHECKING:  # generation shows things too, and need not wait for the parts of training
+    from terakoya.train.loop import Progress as Seen
+    from terakoya.train.loop import Watch
 
 console = Console(highlight=False)
 
@@ -101,6 +103,8 @@ def loss_curve(metrics: Path, out: Path, lines: dict[str, float]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("matplotlib", "plot") from None
+    from terakoya.train.run import read_lines
+
     rows = list(read_lines(metrics))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
