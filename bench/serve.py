@@ -1,10 +1,12 @@
 """Measure servers side by side: throughput and time to the first token at 1, 4 and 16 clients.
 
-    python bench/serve.py MODEL.gguf [--against xllamacpp llama-cpp-python transformers=FOLDER] [--threads 2]
+    python bench/serve.py MODEL.gguf [--against xllamacpp llama-cpp-python[=PYTHON] transformers=FOLDER] [--threads 2]
     python bench/serve.py --at terakoya=http://127.0.0.1:8484 --at other=http://127.0.0.1:8000 --model NAME
 
 The first form starts the servers itself, each with the same file (transformers: with a folder of the same model) and
-the same number of threads, on free ports; the second asks servers that run already. Servers take turns within each
+the same number of threads, on free ports; the second asks servers that run already. PYTHON is an interpreter that
+has the package, where this one has not. Each number of clients can be measured by itself (`--clients 16 --rounds 2`),
+and a server that takes longer than `--patience` seconds for one wave is left out. Servers take turns within each
 round, so that what else the machine does hits all alike; the prompts differ by a number at their beginning, so that no
 cache of prefixes helps. A ratio above 1 is to the first server's advantage.
 """
@@ -72,9 +74,10 @@ def command(kind: str, path: str, port: int, threads: int) -> list[str]:
             return [sys.executable, "-c", LLAMA, path, str(port), str(threads), str(SLOTS), str(CONTEXT)]
         case "llama-cpp-python":
             more = ["--port", str(port), "--n_threads", str(threads), "--n_ctx", str(CONTEXT), "--model_alias", "bench"]
-            return [sys.executable, "-m", "llama_cpp.server", "--model", path, *more]
+            return [given or sys.executable, "-m", "llama_cpp.server", "--model", path, *more]
         case "transformers" if given:
-            return ["transformers", "serve", given, "--port", str(port), "--device", "cpu"]
+            program = str(Path(sys.executable).with_name("transformers"))
+            return [program, "serve", given, "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     raise SystemExit(f"{kind}: no such server; there are terakoya, xllamacpp, llama-cpp-python, transformers=FOLDER")
 
 
@@ -95,7 +98,8 @@ def started(kinds: list[str], path: str, threads: int) -> Iterator[list[Server]]
             start = command(kind, path, port, threads)
             children.append(subprocess.Popen(start, stdout=log, stderr=log, env=environment))
             name, _, given = kind.partition("=")
-            server = Server(name, f"http://127.0.0.1:{port}", given or "bench")
+            model = given if name == "transformers" else "bench"
+            server = Server(name, f"http://127.0.0.1:{port}", model)
             if wait(server, children[-1], log):
                 found.append(server)
         yield found
@@ -135,45 +139,53 @@ def ask(server: Server, number: int, tokens: int) -> Answer:
         "max_tokens": tokens,
         "temperature": 0,
         "stream": True,
+        "stream_options": {"include_usage": True},
     }
     begun = time.perf_counter()
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     reply = connection.getresponse()
     if reply.status != 200:
         raise ValueError(f"{reply.status} {reply.read()[:300]!r}")
-    first, count = 0.0, 0
-    for line in reply:  # one event is one token with every server measured here
+    first, count, usage = 0.0, 0, None
+    for line in reply:  # without counts of its own, one event is one token
         if not line.startswith(b"data: {"):
             continue
-        choices = json.loads(line[6:]).get("choices")
+        told = json.loads(line[6:])
+        if told.get("usage"):
+            usage = told["usage"]
+            count = usage["completion_tokens"]
+        choices = told.get("choices")
         if choices and choices[0]["delta"].get("content"):
-            count += 1
+            count += usage is None
             first = first or time.perf_counter() - begun
     connection.close()
     return Answer(first, time.perf_counter() - begun, count)
 
 
-def measure(server: Server, clients: int, tokens: int, start: int) -> tuple[float, float]:
+def measure(server: Server, clients: int, tokens: int, start: int, patience: float = 100) -> tuple[float, float]:
     """Let all clients ask at once -> (tokens per second together, median seconds to the first token)."""
     answers: list[Answer] = []
+    problems: list[str] = ["not there in time"]
 
     def one(number: int) -> None:
-        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+        try:
             answers.append(ask(server, number, tokens))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            problems.append(f"{type(error).__name__}: {error}")
 
-    threads = [threading.Thread(target=one, args=(start + i,)) for i in range(clients)]
+    threads = [threading.Thread(target=one, args=(start + i,), daemon=True) for i in range(clients)]
     begun = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(max(begun + patience - time.perf_counter(), 0))
     took = time.perf_counter() - begun
     if len(answers) < clients:
-        raise ValueError(f"{clients - len(answers)} of {clients} answers failed")
+        raise ValueError(f"{clients - len(answers)} of {clients} answers failed after {took:.0f} s: {problems[-1]}")
     return sum(a.tokens for a in answers) / took, statistics.median(a.first for a in answers)
 
 
-def compare(servers: list[Server], counts: list[int], tokens: int, rounds: int) -> None:
+def compare(servers: list[Server], counts: list[int], tokens: int, rounds: int, patience: float) -> None:
     """Print one line per number of clients and server, with ratios to the first server."""
     number = 1
     servers = list(servers)
@@ -183,7 +195,10 @@ def compare(servers: list[Server], counts: list[int], tokens: int, rounds: int) 
             for server in servers[turn % len(servers) :] + servers[: turn % len(servers)]:
                 number += clients
                 try:
-                    found[server.name].append(measure(server, clients, tokens, number))
+                    found[server.name].append(measure(server, clients, tokens, number, patience))
+                    rate, first = found[server.name][-1]
+                    told = f"{server.name} {rate:.1f} tokens/s, {first * 1e3:.0f} ms"
+                    print(f"  round {turn + 1}: {told}", file=sys.stderr, flush=True)
                 except ValueError as error:
                     print(f"{server.name} is left out: {error}", file=sys.stderr)
                     servers.remove(server)
@@ -207,13 +222,14 @@ def main() -> None:
     p.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     p.add_argument("--tokens", type=int, default=48)
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--patience", type=float, default=60, help="seconds for one wave of requests")
     args = p.parse_args()
     running = [Server(*one.split("=", 1), args.model) for one in args.at]
     if args.path is None:
-        compare(running, args.clients, args.tokens, args.rounds)
+        compare(running, args.clients, args.tokens, args.rounds, args.patience)
         return
     with started(["terakoya", *args.against], args.path, args.threads) as servers:
-        compare(servers + running, args.clients, args.tokens, args.rounds)
+        compare(servers + running, args.clients, args.tokens, args.rounds, args.patience)
 
 
 if __name__ == "__main__":

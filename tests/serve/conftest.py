@@ -51,7 +51,7 @@ class Running:
         """Wait until nothing runs and nothing is held."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            engines = [s.engine for s in self.shelf.open.values()]
+            engines = [s.writes for s in self.shelf.open.values() if s.writes]
             busy = self.server.house.metrics.open or any(s.users for s in self.shelf.open.values())
             if not busy and not any(e.scheduler.running or e.scheduler.waiting or e._inbox for e in engines):
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,15 @@ def test_a_base_stays_while_an_adapter_is_used(root: Path) -> None:
         assert list(shelf.open) == ["b"]
         assert said(running, "on-a") == first
         assert sorted(shelf.open) == ["a", "on-a"]
+
+
+def test_different_adapters_at_once(root: Path) -> None:
+    """The base and two adapters, asked for together again and again: each gives what it gives alone, to the bit."""
+    worn_ = {"one": Adapter("tiny", root / "one"), "two": Adapter("tiny", root / "two")}
+    with listening(Shelf({"tiny": tiny_loaded}, Limits(), adapters=worn_, deterministic=True)) as running:
+        names = ["tiny", "one", "two"]
+        alone = {name: said(running, name) for name in names}
+        assert len(set(alone.values())) == 3
+        with ThreadPoolExecutor(9) as pool:
+            found = list(pool.map(lambda name: (name, said(running, name)), names * 6))
+        assert all(text == alone[name] for name, text in found)

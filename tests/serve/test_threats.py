@@ -21,7 +21,7 @@ import torch
 
 from terakoya.serve.settings import Limits
 from terakoya.serve.shelf import Shelf
-from tests.serve.conftest import Running, listening, tiny_loaded, wait
+from tests.serve.conftest import Running, listening, slow, tiny_loaded, wait
 from tests.serve.test_ends import CHAT, CHILD, LONG
 from tests.serve.test_guard import connect, head, rest
 
@@ -193,3 +193,92 @@ def test_the_second_signal_ends_at_once() -> None:
                 assert time.monotonic() - began < 40  # not the grace of 60
         finally:
             child.kill()
+
+
+def test_a_thousand_half_open_connections(running: Running) -> None:
+    """Headers that never end, on more connections than there may be: a fresh request is answered at once."""
+    held = []
+    try:
+        for _ in range(1000):
+            s = connect(running)
+            s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n")
+            held.append(s)
+            if len(held) % 250 == 0:
+                time.sleep(0.05)
+        wait(lambda: _answered(running), 30)  # beyond 512 connections new ones are dropped until the deadline (1 s)
+        began = time.monotonic()
+        assert httpx.get(running.url + "/health", timeout=30).status_code == 200
+        assert time.monotonic() - began < 1
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+        began = time.monotonic()
+        assert httpx.post(running.url + CHAT, json=body, timeout=30).status_code == 200
+        assert time.monotonic() - began < 1
+        wait(lambda: len(running.server.server_state.connections) < 20, 30)  # all that never spoke are gone
+    finally:
+        for s in held:
+            s.close()
+
+
+def _answered(running: Running) -> bool:
+    try:
+        return httpx.get(running.url + "/health", timeout=30).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("many", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_that_want_in(many: int) -> None:
+    """The queue stays as long as it may be; who is refused is told at once when to come back."""
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).encode()
+    with listening(Shelf({"tiny": lambda: tiny_loaded(context=4096)}, Limits(running=2, waiting=6))) as running:
+        engine = running.shelf.open["tiny"].engine
+        slow(engine, 0.05)
+        holding = [
+            threading.Thread(target=httpx.post, args=(running.url + CHAT,), kwargs={"json": LONG | {"max_tokens": 400}})
+            for _ in range(8)
+        ]
+        for thread in holding:
+            thread.daemon = True
+            thread.start()
+        wait(lambda: running.shelf.open["tiny"].users == 8)
+        ask = head(running, f"Content-Length: {len(body)}") + body
+        statuses: dict[bytes, int] = {}
+        slowest, longest = 0.0, 0
+        for _ in range(10):  # connections, each with many requests one after another
+            with closing(connect(running)) as s:
+                reply = s.makefile("rb")
+                for _ in range(many // 10):
+                    began = time.monotonic()
+                    s.sendall(ask)
+                    status = reply.readline().split()[1]
+                    fields = dict(line.lower().rstrip().split(b": ", 1) for line in iter(reply.readline, b"\r\n"))
+                    reply.read(int(fields[b"content-length"]))
+                    slowest = max(slowest, time.monotonic() - began)
+                    statuses[status] = statuses.get(status, 0) + 1
+                    assert status != b"429" or int(fields[b"retry-after"]) >= 1
+                    longest = max(longest, len(engine.scheduler.waiting) + len(engine._inbox))
+        assert set(statuses) <= {b"200", b"429"}
+        assert statuses[b"429"] > 0.8 * many
+        assert longest <= 6
+        assert slowest < 5  # a busy machine; most take a millisecond
+        running.server.house.shelf.abort()
+
+
+def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every known key is compared, whichever fits, by digests and by the function that is made for it."""
+    import hmac
+
+    compared: list[tuple[int, int]] = []
+    real = hmac.compare_digest
+
+    def compare(a: bytes, b: bytes) -> bool:
+        compared.append((len(a), len(b)))
+        return real(a, b)
+
+    monkeypatch.setattr("terakoya.serve.guard.hmac.compare_digest", compare)
+    keys = ("first-key-0123", "second-key-4567", "third-key-89ab")
+    with listening(Shelf({"tiny": tiny_loaded}, Limits()), keys=keys) as running:
+        for given, status in ((keys[0], 200), (keys[2], 200), ("first-key-012", 401), ("", 401), ("x" * 5000, 401)):
+            compared.clear()
+            assert running.http.get("/v1/models", headers={"x-api-key": given}).status_code == status
+            assert compared == [(32, 32)] * 3

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from terakoya.errors import MissingExtra, TerakoyaError
-from terakoya.models import find, open_model
+from terakoya.models import find
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -17,6 +17,7 @@ def serve(args: argparse.Namespace) -> None:
     for library in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(library) is None:
             raise MissingExtra(library, "serve")
+    from terakoya.serve.encoder import opened
     from terakoya.serve.server import server
     from terakoya.serve.settings import Limits, Settings
     from terakoya.serve.shelf import Shelf, named, worn
@@ -41,7 +42,7 @@ def serve(args: argparse.Namespace) -> None:
             "--weights", "are made smaller for the native program only", given=args.weights,
             allowed="with --device cpu, without --by torch",
         )  # fmt: skip
-    openers = named(args.models, lambda name: open_model(name, device=args.device))
+    openers = named(args.models, lambda name: opened(name, args.device))
     for model in args.models:
         find(model.partition("=")[2] or model)
     shelf = Shelf(

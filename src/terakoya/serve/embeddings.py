@@ -35,7 +35,9 @@ class EmbeddingRequest(Strict):
     input: Texts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, description="the first so many numbers, again of length one")
-    pooling: Literal["mean", "last"] | None = Field(None, description="of the tokens' vectors; default mean")
+    pooling: Literal["mean", "last"] | None = Field(
+        None, description="of a decoder's vectors; default mean. Encoders have their own"
+    )
     user: str | None = Field(None, max_length=512, description="changes nothing: nothing is kept")
 
     @field_validator("input")
@@ -69,7 +71,7 @@ def routes(house: House) -> APIRouter:
     async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
         """Turn texts into vectors of length one, by pooling what the model makes of their tokens."""
         name = house.shelf.known(body.model)
-        work = vectors(house, name, body.input, body.pooling or "mean", body.dimensions)
+        work = vectors(house, name, body.input, body.pooling, body.dimensions)
         found = await unless_gone(work, http.receive)
         data = await asyncio.to_thread(_written, name, found, body.encoding_format == "base64")
         return Response(data, media_type="application/json")
@@ -92,37 +94,47 @@ def _base64(row: Tensor) -> str:
 
 
 async def vectors(
-    house: House, name: str, given: Texts, how: Pooling, dimensions: int | None, *, cut: bool = False
+    house: House, name: str, given: Texts, how: Pooling | None, dimensions: int | None, *, cut: bool = False
 ) -> Vectors:
     """Read texts with a model, step by step, so that a client that leaves stops it; `cut`: long ones lose their end."""
     house.admit()
     lease = await house.shelf.lease(name)
     served = lease.served
     try:
+        if served.encoder and how is not None:
+            raise Problem(400, "pooling: this model has its own", param="pooling")
+        if not served.encoder and served.loaded.spec.sort != "decoder":
+            raise Problem(400, f"{name} has no vectors for texts", param="model", code="model_not_supported")
         texts = await asyncio.to_thread(_ids, served, given, house.limits.waiting_tokens, cut)
         rows: list[Tensor | None] = [None] * len(texts)
         for batch in batches([len(ids) for ids in texts], served.deterministic):
             async with served.reading:
-                found = await asyncio.to_thread(embed, served.loaded.model, [texts[i] for i in batch], how)
+                found = await asyncio.to_thread(_read, served, [texts[i] for i in batch], how or "mean")
             for i, row in zip(batch, found, strict=True):
                 rows[i] = row
         whole = torch.stack([row for row in rows if row is not None]).cpu()
         tokens = sum(map(len, texts))
         house.metrics.prompt_tokens += tokens
-        return Vectors(shortened(whole, dimensions), tokens)
+        return Vectors(whole if served.encoder and dimensions is None else shortened(whole, dimensions), tokens)
     except EngineError as error:
         raise problem_of(error) from None
     finally:
         lease.close()
 
 
+def _read(served: Served, texts: list[list[int]], how: Pooling) -> Tensor:
+    return served.encoder.embed(texts) if served.encoder else embed(served.loaded.model, texts, how)
+
+
 def _ids(served: Served, given: Texts, most: int, cut: bool) -> list[list[int]]:
     """Return every text in ids, after the begin token, and no more than can be read."""
     texts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
-    found = [text_ids(served.tokenizer, text, None) if isinstance(text, str) else text for text in texts]
-    if cut:
-        found = [ids[: served.engine.context] for ids in found]
-    check(served.loaded.model, found, served.engine.context, served.engine.vocab)
+    if served.encoder:
+        found = served.encoder.ids(texts, cut=cut)
+    else:
+        found = [text_ids(served.tokenizer, text, None) if isinstance(text, str) else text for text in texts]
+        found = [ids[: served.context] for ids in found] if cut else found
+        check(served.loaded.model, found, served.context, served.engine.vocab)
     if sum(map(len, found)) > most:
         raise Problem(400, f"input: has more than {most:,} tokens in all", param="input", code="too_large")
     return found

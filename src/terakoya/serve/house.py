@@ -39,6 +39,7 @@ class House:
         self.admit()
         lease = await self.shelf.lease(model)
         try:
+            _ = lease.served.engine  # before anything of the text is read
             requests = await asyncio.to_thread(prepare, lease.served, tenant(http))
             return Job(lease, requests, self.metrics)
         except BaseException:

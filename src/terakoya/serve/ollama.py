@@ -159,7 +159,7 @@ def routes(house: House) -> APIRouter:
         begun = time.perf_counter()
         await _settle(house, body)
         name = house.shelf.known(body.model)
-        work = vectors(house, name, body.input, "mean", body.dimensions, cut=bool(body.truncate))
+        work = vectors(house, name, body.input, None, body.dimensions, cut=bool(body.truncate))
         found = await unless_gone(work, http.receive)
         took = round((time.perf_counter() - begun) * 1e9)
         told = {"total_duration": took, "load_duration": 0, "prompt_eval_count": found.tokens}
@@ -169,7 +169,7 @@ def routes(house: House) -> APIRouter:
     async def embeddings(body: OldEmbed, http: Request) -> Response:
         """Turn one text into a vector; the older form."""
         await _settle(house, body)
-        work = vectors(house, house.shelf.known(body.model), body.prompt, "mean", None)
+        work = vectors(house, house.shelf.known(body.model), body.prompt, None, None)
         return answer({"embedding": (await unless_gone(work, http.receive)).rows[0].tolist()})
 
     @router.get("/api/tags")
@@ -203,8 +203,8 @@ async def _settle(house: House, body: Asked | Embed | OldEmbed) -> Served:
     if body.keep_alive is not None:
         served.stay = seconds(body.keep_alive)
     most = body.options.num_ctx if body.options else None
-    if most is not None and most > served.engine.context:
-        message = f"options.num_ctx: {most} is more than the {served.engine.context} tokens there are"
+    if most is not None and most > served.context:
+        message = f"options.num_ctx: {most} is more than the {served.context} tokens there are"
         raise Problem(400, message, param="options.num_ctx")
     if isinstance(body, Asked) and body.think and not any(r.kind == "reasoning" for r in served.regions):
         raise Problem(400, f"think: {served.name} does not think aloud", param="think")
@@ -374,7 +374,7 @@ def _about(house: House, name: str) -> dict[str, Any]:
     }
     if served is not None:
         found["size"] = sum(p.numel() * p.element_size() for p in served.loaded.model.parameters())
-        found["context_length"] = served.engine.context
+        found["context_length"] = served.context
         details |= _details(served)
     return found | {"details": details}
 
@@ -397,7 +397,7 @@ def _shown(served: Served) -> dict[str, Any]:
         "model_info": {
             "general.architecture": served.loaded.family,
             "general.parameter_count": sum(p.numel() for p in served.loaded.model.parameters()),
-            f"{served.loaded.family}.context_length": served.engine.context,
+            f"{served.loaded.family}.context_length": served.context,
         },
-        "capabilities": ["completion", "embedding", *tools, *thinking],
+        "capabilities": [*(["completion"] if served.writes else []), "embedding", *tools, *thinking],
     }

@@ -26,7 +26,7 @@ def routes(house: House) -> APIRouter:
     @router.get("/health")
     async def health() -> Response:
         """Say whether the process is well; 503 where an engine has died. Needs no key."""
-        if any(s.engine._closed is not None for s in house.shelf.open.values()):
+        if any(s.writes is not None and s.writes._closed is not None for s in house.shelf.open.values()):
             raise Problem(503, "an engine has stopped")
         return answer({"status": "ok"})
 
@@ -70,7 +70,7 @@ def _tokens(served: Served, body: TokenizeRequest) -> dict[str, Any]:
         ids = asking.conversation(served, body.messages)
     else:
         ids = asking.text_ids(served.tokenizer, body.prompt or "", body.add_special_tokens)
-    found: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": served.engine.context}
+    found: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": served.context}
     if body.with_pieces:
         found["pieces"] = [_piece(spelt(served.tokenizer, id)) for id in ids]
     return found
@@ -86,7 +86,9 @@ def _piece(raw: bytes) -> str | list[int]:
 def _gauges(house: House) -> Iterable[tuple[str, str, Labels, float]]:
     for name, served in house.shelf.open.items():
         labels: Labels = (("model", name),)
-        scheduler, counts, store = served.engine.scheduler, served.engine.counts, served.engine.store
+        if served.writes is None:
+            continue
+        scheduler, counts, store = served.writes.scheduler, served.writes.counts, served.writes.store
         yield "running", "choices being computed", labels, len(scheduler.running)
         yield "waiting", "choices that wait", labels, len(scheduler.waiting)
         yield "capacity_tokens", "tokens that there is memory for", labels, store.capacity

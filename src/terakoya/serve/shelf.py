@@ -23,11 +23,13 @@ from terakoya.engine.template import Jinja
 from terakoya.errors import TerakoyaError
 from terakoya.ops.lower import Weights
 from terakoya.serve import memory
+from terakoya.serve.encoder import Encoder
 from terakoya.serve.forms import Forms
 from terakoya.serve.problem import Problem
 from terakoya.serve.settings import Limits
 from terakoya.tokenizer import Tokenizer
 from terakoya.tune import merge, peft
+from terakoya.understand import reading
 from terakoya.zoo.convert import Loaded
 
 log = logging.getLogger("terakoya.serve")
@@ -41,20 +43,28 @@ class Adapter:
     base: str
     folder: Path
 
-    def on(self, base: Loaded) -> Loaded:
+    def on(self, served: Served) -> Loaded:
         """Return the base with the adapter folded in; tensors that it does not touch are shared."""
+        if served.writes is None:
+            raise TerakoyaError("adapter", "belongs on a model that writes", given=self.base)
+        base = served.loaded
         model = merge.merged(base.model)  # other modules, the same tensors: the base stays as it is
         peft.load(model, base.family, self.folder, name="served")
         return Loaded(merge.merged(model), base.tokenizer, base.family, base.config)
 
 
 class Served:
-    """An open model with its engine, and how many are using it. `base` is held while an adapter on it is open."""
+    """An open model with its engine, and how many are using it. `base` is held while an adapter on it is open.
 
-    def __init__(self, name: str, loaded: Loaded, engine: Engine, base: Lease | None = None) -> None:
+    An encoder has no engine: it reads texts, and `writes` nothing.
+    """
+
+    def __init__(self, name: str, loaded: Loaded, by: Engine | Encoder, base: Lease | None = None) -> None:
         if loaded.tokenizer is None:
             raise TerakoyaError(name, "has no tokenizer beside it", allowed="a folder with tokenizer.json")
-        self.name, self.loaded, self.engine, self.base = name, loaded, engine, base
+        self.name, self.loaded, self.base = name, loaded, base
+        self.encoder = by if isinstance(by, Encoder) else None
+        self.writes = by if isinstance(by, Engine) else None
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.forms = Forms(loaded.tokenizer)
         self.reading = asyncio.Lock()  # texts that become vectors are read one step at a time, beside the engine's
@@ -63,9 +73,22 @@ class Served:
         self.stay: float | None = None  # seconds to stay open when idle, where a client said so
 
     @property
+    def engine(self) -> Engine:
+        """Return what writes; Problem 400 for a model that only reads."""
+        if self.writes is None:
+            problem = f"{self.name} reads texts and writes none: ask it for embeddings"
+            raise Problem(400, problem, param="model", code="model_not_supported")
+        return self.writes
+
+    @property
+    def context(self) -> int:
+        """Tokens that one text, or one talk, may have."""
+        return self.encoder.room if self.encoder else self.engine.context
+
+    @property
     def deterministic(self) -> bool:
         """Whether an answer must not depend on what else is read at the time."""
-        return self.engine.scheduler.unit is not None
+        return self.writes is not None and self.writes.scheduler.unit is not None
 
     @property
     def chats(self) -> bool:
@@ -109,7 +132,7 @@ class Shelf:
 
     def __init__(
         self,
-        openers: dict[str, Callable[[], Loaded]],
+        openers: dict[str, Callable[[], Loaded | Encoder]],
         limits: Limits,
         *,
         adapters: Mapping[str, Adapter] | None = None,
@@ -216,7 +239,12 @@ class Shelf:
     def _load(self, name: str, base: Lease | None) -> Served:
         begun = time.monotonic()
         try:
-            loaded = self.openers[name]() if base is None else self.adapters[name].on(base.served.loaded)
+            loaded = self.openers[name]() if base is None else self.adapters[name].on(base.served)
+            if isinstance(loaded, Loaded) and loaded.spec.sort == "encoder":
+                loaded = Encoder(loaded, reading(loaded))
+            if isinstance(loaded, Encoder):
+                log.info("%s: open after %.1f s · reads only", name, time.monotonic() - begun)
+                return Served(name, loaded.loaded, loaded)
             engine = Engine(
                 loaded,
                 weights=self.weights,
@@ -263,7 +291,8 @@ class Shelf:
 
     async def _close(self, served: Served) -> None:
         del self.open[served.name]
-        await asyncio.to_thread(served.engine.close)
+        if served.writes is not None:
+            await asyncio.to_thread(served.writes.close)
         if served.base is not None:
             served.base.close()
         log.info("%s: closed", served.name)
@@ -287,7 +316,8 @@ class Shelf:
     def abort(self) -> None:
         """End everything that runs, now; the answers end with "abort"."""
         for served in list(self.open.values()):
-            served.engine.close()
+            if served.writes is not None:
+                served.writes.close()
 
     async def close(self) -> None:
         """Close all."""
@@ -297,9 +327,9 @@ class Shelf:
             await self._close(served)
 
 
-def named(models: Sequence[str], open_: Callable[[str], Loaded]) -> dict[str, Callable[[], Loaded]]:
+def named(models: Sequence[str], open_: Callable[[str], Loaded | Encoder]) -> dict[str, Callable[[], Loaded | Encoder]]:
     """Read `NAME=MODEL` or `MODEL` -> what to call it and how to open it; a path is called by its last part."""
-    found: dict[str, Callable[[], Loaded]] = {}
+    found: dict[str, Callable[[], Loaded | Encoder]] = {}
     for given in models:
         name, equals, place = given.partition("=")
         if not equals:
@@ -316,7 +346,7 @@ def named(models: Sequence[str], open_: Callable[[str], Loaded]) -> dict[str, Ca
     return found
 
 
-def _opener(place: str, open_: Callable[[str], Loaded]) -> Callable[[], Loaded]:
+def _opener(place: str, open_: Callable[[str], Loaded | Encoder]) -> Callable[[], Loaded | Encoder]:
     return lambda: open_(place)
 
 
