@@ -60,10 +60,16 @@ def _runner(p: argparse.ArgumentParser) -> None:
     p.add_argument("--by", choices=["auto", "native", "torch"], default="auto", help="who computes (default auto)")
 
 
+def _rope(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--rope", metavar="HOW:N", help="read N times as long texts: yarn:2, dynamic:2, linear:2, llama3:2")
+
+
 def _generate(p: argparse.ArgumentParser) -> None:
     _model(p)
     _runner(p)
+    _rope(p)
     p.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue; - reads standard input")
+    p.add_argument("--draft", metavar="MODEL", help="a smaller model with the same tokenizer, to guess ahead")
     p.add_argument("--batch", metavar="FILE", help="answer many: JSON lines with prompt or messages, and perhaps an id")
     _pictures(p)
     _sampling(p)
@@ -72,6 +78,7 @@ def _generate(p: argparse.ArgumentParser) -> None:
 def _chat(p: argparse.ArgumentParser) -> None:
     _model(p)
     _runner(p)
+    _rope(p)
     p.add_argument("--system", metavar="TEXT", help="a system message")
     p.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; may be repeated")
     _pictures(p)

@@ -30,6 +30,7 @@ from terakoya.train.run import Run
 from terakoya.zoo import convert as files
 from terakoya.zoo.config_json import in_their_words
 from terakoya.zoo.convert import Loaded
+from terakoya.zoo.stretch import stretched
 
 
 def sampling(args: argparse.Namespace) -> Sampling:
@@ -61,14 +62,20 @@ def generate(args: argparse.Namespace) -> None:
             raise TerakoyaError("--image", "goes with a PROMPT, not with --batch")
         batch(args, how)
         return
-    model, tokenizer = ready(args)
     text = _stdin() if args.prompt == "-" else args.prompt
+    loaded = opened(args)
     if args.image:
         from terakoya.cli import see
 
-        pieces = see.continuation(model, tokenizer, text, args.image, args.model, how)
+        if args.draft is not None:
+            raise TerakoyaError("--draft", "cannot guess about pictures", given=args.draft)
+        pieces = see.continuation(*ready(args, loaded), text, args.image, args.model, how)
+    elif args.draft is not None or loaded.spec.sort == "encoder-decoder":
+        from terakoya.cli.batch import answered
+
+        pieces = answered(args, loaded, text, how)
     else:
-        pieces = continuation(model, tokenizer, text, how)
+        pieces = continuation(*ready(args, loaded), text, how)
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -82,9 +89,15 @@ def _stdin() -> str:
         raise TerakoyaError("standard input", f"is not UTF-8 at byte {error.start}", hint="convert it first") from None
 
 
-def ready(args: argparse.Namespace) -> tuple[Any, Tokenizer]:
-    """Open the model that was named, for who computes soonest, and say in one line who that is."""
+def opened(args: argparse.Namespace) -> Loaded:
+    """Open the model that was named, its positions scaled where that is asked for."""
     loaded = beside(args.model) or open_model(args.model, packed=args.by != "torch")
+    return loaded if args.rope is None else stretched(loaded, args.rope)
+
+
+def ready(args: argparse.Namespace, loaded: Loaded | None = None) -> tuple[Any, Tokenizer]:
+    """Open the model that was named, for who computes soonest, and say in one line who that is."""
+    loaded = opened(args) if loaded is None else loaded
     found = runner(loaded, by=args.by, weights=args.weights)
     sys.stderr.write(f"{described(found)} · context {loaded.spec.context:,}\n")
     model = NativeModel(found.native) if isinstance(found, NativeRunner) else found.model

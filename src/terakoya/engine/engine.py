@@ -16,6 +16,7 @@ from torch import Tensor
 
 from terakoya.engine import sampler
 from terakoya.engine.compact import Kept
+from terakoya.engine.drafting import drafter_of
 from terakoya.engine.generate import allowed
 from terakoya.engine.handle import Handle
 from terakoya.engine.paged import Part
@@ -53,7 +54,8 @@ class Engine:
 
     `weights`: None: as they came; int8 or int4: smaller and a little worse. `by`: who computes (see `runner`);
     `threads` of the native program (None: as many as PyTorch has). `kept`: int8 or fp8 remember keys and values in
-    half the memory of float16, by PyTorch. `memory_bytes` is the budget for keys, values and
+    half the memory of float16, by PyTorch. `draft`: a smaller model with the same tokenizer that guesses ahead: answers
+    are the same, sooner where it guesses well. `memory_bytes` is the budget for keys, values and
     states (None: a quarter of what is free, and no more than `max_running` whole contexts need). A step computes at
     most `max_tokens_per_step` tokens. `deterministic`: the same request gives the same bits whatever else is going
     on; it costs speed when few run. `threaded=False`: nobody steps but the caller, by `step` or by waiting for a
@@ -68,6 +70,7 @@ class Engine:
         by: By = "auto",
         threads: int | None = None,
         kept: Kept = "full",
+        draft: Loaded | None = None,
         memory_bytes: int | None = None,
         max_tokens_per_step: int = 512,
         max_running: int = 64,
@@ -89,9 +92,15 @@ class Engine:
         shapes = self.runner.shapes()
         if memory_bytes is None:
             memory_bytes = _memory(self.device, shapes, self.model.spec, running)
+        if draft is not None:
+            if deterministic:
+                raise TerakoyaError("draft", "is not used where every bit matters", hint="leave out deterministic")
+            drafter = drafter_of(loaded, draft, runner(draft, by=by, threads=threads), shapes)
+            memory_bytes -= drafter.furnish(memory_bytes, shapes, running, budget, poison)
         self.store = Store(shapes, memory_bytes, sequences=running, step=budget, device=self.device, poison=poison)
         self.context = min(self.model.spec.context, self.store.longest)
         self.scheduler = Scheduler(self.store, budget=budget, running=running, unit=unit)
+        self.scheduler.drafter = None if draft is None else drafter
         self.multiple: int | None = 1  # rows of a step are padded to a multiple of it; None: each choice by itself
         if deterministic:
             self.multiple = steady(self.runner, shapes)
@@ -122,6 +131,8 @@ class Engine:
             facts.append(f"deterministic ({how}, no drafts)")
         if self.store.sources is not None:
             facts.append(f"{self.store.longest_source:,} tokens of sources")
+        if self.scheduler.drafter is not None:
+            facts.append(self.scheduler.drafter.describe())
         if self.store.states is not None:
             facts.append("recurrent layers (no drafts)")
         return " · ".join(facts)

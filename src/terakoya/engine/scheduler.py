@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from terakoya.engine.drafting import AHEAD, Drafter
 from terakoya.engine.sequence import Choice
 from terakoya.engine.speculate import lookup
 from terakoya.engine.store import BLOCK, Store
@@ -38,6 +39,7 @@ class Scheduler:
         self.waiting: deque[Choice] = deque()
         self.running: list[Choice] = []
         self.preemptions = 0
+        self.drafter: Drafter | None = None
 
     def plan(self) -> list[Row]:
         """Choose the rows of the next step; their pages are there when this returns."""
@@ -56,6 +58,7 @@ class Scheduler:
 
     def close(self, choice: Choice, *, spoilt: bool = False) -> None:
         """Take a choice out, wherever it is."""
+        self._forget(choice)
         if choice.held is not None:
             self.store.close(choice.held, spoilt=spoilt)
             choice.held = None
@@ -71,6 +74,12 @@ class Scheduler:
         self.running.clear()
         self.waiting.clear()
         self.store.clear()
+        if self.drafter is not None:
+            self.drafter.clear()
+
+    def _forget(self, choice: Choice) -> None:
+        if self.drafter is not None:
+            self.drafter.close(choice)
 
     # ---- parts of a plan
 
@@ -92,6 +101,7 @@ class Scheduler:
     def _preempt(self, choice: Choice) -> None:
         assert choice.held is not None
         self.running.remove(choice)
+        self._forget(choice)
         self.store.close(choice.held)
         choice.held, choice.computed = None, 0
         self.waiting.appendleft(choice)
@@ -165,16 +175,30 @@ class Scheduler:
         """Add guesses to the rows that draw, where they cost nobody anything."""
         if self.store.states is not None:  # a state cannot go back
             return
-        for choice, row in list(rows.items()):
-            most = min(choice.request.draft, left, choice.most - choice.said - 1)
+        asks: list[tuple[Choice, int, list[int]]] = []
+        for choice, row in rows.items():
+            most = min(choice.request.draft or self._ahead, left, choice.most - choice.said - 1)
             if not row.caught_up or row.count > 1 or most <= 0 or choice.matcher is not None:
                 continue
-            guess = lookup(choice.ids, most)
+            asks.append((choice, most, lookup(choice.ids, most) if choice.request.draft else []))
+            left -= most
+        for choice, guess in self._asked(asks):
             assert choice.held is not None
             guess = guess[: max(self.store.extend(choice.held, len(choice.ids) + len(guess)) - len(choice.ids), 0)]
             choice.draft = guess
-            rows[choice] = Row(choice, row.start, 1 + len(guess), len(guess))
-            left -= len(guess)
+            rows[choice] = Row(choice, rows[choice].start, 1 + len(guess), len(guess))
+
+    @property
+    def _ahead(self) -> int:
+        return 0 if self.drafter is None else AHEAD
+
+    def _asked(self, asks: list[tuple[Choice, int, list[int]]]) -> list[tuple[Choice, list[int]]]:
+        """Let the draft model guess where looking up found nothing."""
+        if self.drafter is not None:
+            lost = [(choice, most) for choice, most, guess in asks if not guess]
+            found = dict(zip((choice for choice, _ in lost), self.drafter.guess(lost), strict=True))
+            return [(choice, guess or found[choice]) for choice, _, guess in asks]
+        return [(choice, guess) for choice, _, guess in asks]
 
 
 def _follows(choice: Choice) -> bool:

@@ -52,9 +52,10 @@ def frequencies(s: spec.Rope, dim: int, context: int, longest: int = 0) -> tuple
             return freqs, 1.0
         case spec.Linear(factor):
             return freqs / factor, 1.0
-        case spec.Dynamic(factor):
-            if longest > context:
-                stretched = s.theta * (factor * longest / context - (factor - 1)) ** (dim / (dim - 2))
+        case spec.Dynamic(factor, length):
+            trained = length or context
+            if longest > trained:
+                stretched = s.theta * (factor * longest / trained - (factor - 1)) ** (dim / (dim - 2))
                 freqs = 1.0 / stretched**exponents
             return freqs, 1.0
         case spec.Llama3() as c:
