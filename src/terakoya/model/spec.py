@@ -77,6 +77,7 @@ class Dynamic:
     """Stretch theta once a sequence passes the trained length (dynamic NTK)."""
 
     factor: float
+    trained: int | None = None  # original length; None: the model's context
 
 
 @dataclass(frozen=True)
