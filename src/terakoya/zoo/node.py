@@ -28,7 +28,10 @@ class Note:
 
 @dataclass(frozen=True)
 class Size:
-    """One released size: what differs from the family's spec, and the published parameter count as a checksum."""
+    """One released size: what differs from the family's spec, and a parameter count as a checksum.
+
+    It is the published one where a paper or card gives it to the last digit, else that of the published shape.
+    """
 
     parameters: int
     changes: Mapping[str, Any] = field(default_factory=dict)
