@@ -111,4 +111,4 @@ def _proof(f: Family) -> Note | None:
         return Note(f.proof, f.proof)
     if architecture:
         return Note(f"transformers: {architecture}", f"transformers の {architecture}")
-    return Note("parameters counted from the published shape", "公表された形から数えたパラメータ数") if f.sizes else None
+    return Note("parameters of the published shape", "公表された形のパラメータ数") if f.sizes else None
