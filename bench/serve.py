@@ -74,6 +74,7 @@ def command(kind: str, path: str, port: int, threads: int) -> list[str]:
             return [sys.executable, "-c", LLAMA, path, str(port), str(threads), str(SLOTS), str(CONTEXT)]
         case "llama-cpp-python":
             more = ["--port", str(port), "--n_threads", str(threads), "--n_ctx", str(CONTEXT), "--model_alias", "bench"]
+            more += ["--interrupt_requests", "false"]  # or each request ends the one before it
             return [given or sys.executable, "-m", "llama_cpp.server", "--model", path, *more]
         case "transformers" if given:
             program = str(Path(sys.executable).with_name("transformers"))

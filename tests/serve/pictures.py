@@ -60,6 +60,7 @@ def main(folder: Path) -> None:
         (folder / "serve-maths.png").write_bytes(page.picture())
         page.dark(True)
         page.size(360, 720, 1.25)
+        page.until("document.querySelector('#side').getBoundingClientRect().right <= 0")
         (folder / "serve-maths-mobile.png").write_bytes(page.picture())
         page.dark(False)
         page.size(1280, 820)

@@ -119,5 +119,6 @@ def _model(house: House, name: str) -> dict[str, Any]:
     served = house.shelf.open.get(name)
     more: dict[str, Any] = {"loaded": served is not None, "parent": house.shelf.base(name)}
     if served is not None:
-        more |= {"max_model_len": served.context, "chat": served.chats, "template": served.tokenizer.template}
+        more |= {"max_model_len": served.context, "chat": served.chats, "writes": served.writes is not None}
+        more["template"] = served.tokenizer.template
     return {"id": name, "object": "model", "created": house.shelf.created, "owned_by": "terakoya", **more}

@@ -339,7 +339,7 @@ function theme(next) {
 
 async function refresh() {
   try {
-    state.models = await api.models();
+    state.models = (await api.models()).filter((m) => m.writes !== false); // encoders give vectors, and say nothing
   } catch (error) { return fail(error); }
   state.model = state.models.some((m) => m.id === state.model) ? state.model : localStorage.getItem("model") ?? "";
   if (!state.models.some((m) => m.id === state.model)) state.model = state.models[0]?.id ?? "";
