@@ -116,5 +116,5 @@ def test_who_computes_is_asked_for_once_for_all_models(more: dict, words: str) -
 def test_smaller_weights_that_nobody_can_compute_with_are_one_line() -> None:
     for more in (["--by", "torch"], ["--device", "cuda"]):
         args = parser().parse_args(["serve", "somewhere", "--weights", "int4", *more])
-        with pytest.raises(TerakoyaError, match="--weights: .int4. .*native program only"):
+        with pytest.raises(TerakoyaError, match=r"--weights: .int4. .*native program only"):
             serve(args)
