@@ -142,3 +142,20 @@ def test_every_family(name: str) -> None:
         for done in choices:
             assert furthest(model, request.prompt, done) <= TOLERANCE
     empty(engine)
+
+
+RECURRENT = ("rnn", "lstm", "gru", "rwkv", "rwkv7", "mamba", "mamba2", "jamba", "recurrentgemma", "linear-attention",
+             "retnet", "gated-deltanet", "s4", "s4d", "h3")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_prompt_that_begins_alike_goes_on_from_a_kept_state(name: str) -> None:
+    model = tiny(name)
+    engine = engine_of(model, max_tokens_per_step=64, memory_bytes=1 << 22)
+    prompt = prompts(5, 2 * BLOCK + 7)[0]
+    first, second = asked(prompt, 3), asked([*prompt[: 2 * BLOCK], *prompts(6, 9)[0]], 3)
+    for request in (first, second):
+        [done] = next(iter(engine.generate([request])))
+        assert furthest(model, request.prompt, done) <= TOLERANCE
+    assert engine.counts.cached >= BLOCK
+    empty(engine)
