@@ -92,6 +92,7 @@ class Engine:
         shapes = self.runner.shapes()
         if memory_bytes is None:
             memory_bytes = _memory(self.device, shapes, self.model.spec, running)
+        drafter = None
         if draft is not None:
             if deterministic:
                 raise TerakoyaError("draft", "is not used where every bit matters", hint="leave out deterministic")
@@ -100,7 +101,7 @@ class Engine:
         self.store = Store(shapes, memory_bytes, sequences=running, step=budget, device=self.device, poison=poison)
         self.context = min(self.model.spec.context, self.store.longest)
         self.scheduler = Scheduler(self.store, budget=budget, running=running, unit=unit)
-        self.scheduler.drafter = None if draft is None else drafter
+        self.scheduler.drafter = drafter
         self.multiple: int | None = 1  # rows of a step are padded to a multiple of it; None: each choice by itself
         if deterministic:
             self.multiple = steady(self.runner, shapes)
