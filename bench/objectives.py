@@ -64,7 +64,6 @@ from terakoya.tune.heads.head import attach
 from terakoya.tune.heads.kinds import Classify
 from terakoya.tune.heads.work import Headed, Source
 
-ROWS = Rows(count=16, context=96)
 PLANS: dict[str, Plan] = {
     "causal": Causal(), "prefix": Prefix(), "fim": Fim(), "mtp": Mtp(), "mlm": Mlm(), "mlm-words": Mlm(unit="script"),
     "mlm-static": Mlm(copies=10), "nsp": Nsp(), "sop": Sop(), "rtd": Rtd(), "permute": Permute(), "spans": Spans(),
@@ -81,6 +80,7 @@ class Ground:
     train: Shards
     heldout: Shards
     counts: np.ndarray  # of the training tokens
+    rows: Rows  # of a step
 
 
 def texts(folder: Path, limit: int, names: str) -> Iterator[Document]:
@@ -105,7 +105,7 @@ def ground(args: argparse.Namespace) -> Ground:
             build_shards(texts(folder, limit, files), tokenizer, out / name)
     train, heldout = (Shards.open(out / name, tokenizer.hash()) for name in ("train", "heldout"))
     counts = np.bincount(np.asarray(train.slice(0, train.tokens)), minlength=tokenizer.vocab_size)
-    return Ground(tokenizer, train, heldout, counts)
+    return Ground(tokenizer, train, heldout, counts, Rows(args.rows, args.context))
 
 
 def stack(vocab: int, causal: bool) -> spec.Model:
@@ -146,7 +146,7 @@ def pretrained(name: str, g: Ground, args: argparse.Namespace) -> tuple[Model, T
         task.teach(pretrained("mlm", g, args)[0], g.tokenizer)
     model = initialise(task.joined(build(s)), seed, Init())
     optimizer = Optimizer(model, Muon() if args.optim == "muon" else AdamW(args.lr, (0.9, 0.98), weight_decay=0.01))
-    loader = Loader(g.train, rows=ROWS.count, context=ROWS.context, seed=seed)
+    loader = Loader(g.train, rows=g.rows.count, context=g.rows.context, seed=seed)
     spent, done, began = 0.0, 0, time.process_time()
     budget = args.gflops * 1e9
     first = flops(model, task.arrange(loader.batch(0), 0), plan)
@@ -166,7 +166,7 @@ def heldout(task: Task, model: Model, g: Ground, plan: Plan) -> dict[str, float]
     p = (g.counts + 1.0) / (g.counts + 1.0).sum()
     ordinary = Signs(g.tokenizer).special
     sums, weight, blind = dict[str, float](), 0.0, 0.0
-    for i, batch in enumerate(Loader(g.heldout, rows=ROWS.count, context=ROWS.context, seed=0).evaluate()):
+    for i, batch in enumerate(Loader(g.heldout, rows=g.rows.count, context=g.rows.context, seed=0).evaluate()):
         arranged = task.arrange(batch, -1 - i)
         found = task.loss(model, arranged)
         weight += arranged.weight
@@ -249,6 +249,8 @@ def main() -> None:
     p.add_argument("--gflops", type=float, default=6000.0, help="of training, each (default 6000)")
     p.add_argument("--bytes", type=int, default=8_000_000, help="of training text (default 8,000,000)")
     p.add_argument("--vocab", type=int, default=4096)
+    p.add_argument("--rows", type=int, default=16, help="of a step (default 16)")
+    p.add_argument("--context", type=int, default=96, help="tokens of a row (default 96)")
     p.add_argument("--optim", choices=["muon", "adamw"], default="muon", help="of pretraining (default muon)")
     p.add_argument("--lr", type=float, default=2e-3, help="of adamw (default 2e-3)")
     p.add_argument("--no-jnli", action="store_true", help="leave JNLI out")
