@@ -52,10 +52,10 @@ class Spelling:
     def bytes(self, piece: str) -> bytes:
         """The bytes of one vocabulary piece."""
         if self.byte_level:
-            table = _letter_bytes()
-            if all(c in table for c in piece):
-                return bytes(table[c] for c in piece)
-            return piece.encode()
+            try:
+                return bytes(map(_letter_bytes().__getitem__, piece))
+            except KeyError:
+                return piece.encode()
         for step in self._steps:
             kind = step["type"]
             if kind == "ByteFallback" and (byte := _BYTE.fullmatch(piece)):
