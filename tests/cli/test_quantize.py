@@ -77,7 +77,7 @@ def test_convert_to_gguf(model: Path, terakoya: Terakoya) -> None:
 
 WRONG = (
     ("--to int5", "'int5'", "did you mean"),
-    ("--to int8 --method gptq", "int4 only"),
+    ("--to nf4 --method gptq", "int4 and int8 only"),
     ("--to int4 --method awq", "--calibrate TEXT"),
     ("--to int4 --calibrate text.txt", "gptq or awq"),
     ("--to int4 --group 48", "groups of 48", "layers.0"),

@@ -12,14 +12,14 @@ from terakoya.model.context import Packed
 from terakoya.model.model import Block, Model
 from terakoya.quant import calibrate as c
 from terakoya.quant.calibrate import Inputs, calibrate, clipped, gptq
-from terakoya.quant.codecs import Int4
+from terakoya.quant.codecs import Int4, Int8
 from terakoya.quant.linear import linears, packed_layers, quantise
 from tests.quant.small import IDS, logits, lost, small
 
 TEXTS = [torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (256, 200, 251, 256)]
 
 
-def off(weight: torch.Tensor, parts: dict[str, torch.Tensor], inputs: Inputs, codec: Int4) -> float:
+def off(weight: torch.Tensor, parts: dict[str, torch.Tensor], inputs: Inputs, codec: Int4 | Int8) -> float:
     """What the outputs lose, squared."""
     gone = codec.decode(parts, weight.shape[1]) - weight
     return ((gone @ inputs.squares) * gone).sum().item()
@@ -76,6 +76,19 @@ def test_balancing_alone_changes_nothing(family: str) -> None:
             x = block(x, ctx)
     assert moved >= 2
     torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-4 * before.abs().max().item())
+
+
+def test_eight_bits_are_fitted_too() -> None:
+    """What a layer gives is nearer than with the same scales rounded to; and it stays what the program takes."""
+    g = torch.Generator().manual_seed(1)
+    weight, inputs, codec = torch.randn(24, 160, generator=g), Inputs(160), Int8(32)
+    inputs.add(torch.randn(400, 160, generator=g) @ torch.randn(160, 160, generator=g) / 12)
+    fitted, rounded = gptq(weight, inputs, codec), codec.encode(weight)
+    assert torch.equal(fitted["scales"], rounded["scales"]) and fitted["codes"].dtype == torch.int8
+    assert off(weight, fitted, inputs, codec) < 0.7 * off(weight, rounded, inputs, codec)
+    model = calibrate(small(), TEXTS, codec, "gptq")
+    assert all(layer.codec == codec for layer in packed_layers(model).values())
+    assert lost(model, logits(small())) < 0.06
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])

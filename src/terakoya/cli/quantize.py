@@ -38,8 +38,10 @@ def quantize(args: argparse.Namespace) -> None:
     codec = None if args.to == "none" else named(args.to, args.group)
     if codec is None and (args.memory == "full" or args.out):
         raise TerakoyaError("--to", "none packs nothing", hint="it is for --memory int8 or fp8, without --out")
-    if args.method != "rtn" and not isinstance(codec, Int4):
-        raise TerakoyaError("--method", "calibrates int4 only", given=f"{args.method} --to {args.to}", allowed=["rtn"])
+    if args.method != "rtn" and not isinstance(codec, Int4 | Int8):
+        raise TerakoyaError(
+            "--method", "calibrates int4 and int8 only", given=f"{args.method} --to {args.to}", allowed=["rtn"]
+        )
     if args.method != "rtn" and not args.calibrate:
         raise TerakoyaError("--method", "needs --calibrate TEXT", given=args.method)
     if args.method == "rtn" and args.calibrate:
@@ -71,7 +73,7 @@ def quantize(args: argparse.Namespace) -> None:
 
 def _pack(model: Model, codec: Codec, table: Codec | None, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
     if args.method != "rtn":
-        assert isinstance(codec, Int4)
+        assert isinstance(codec, Int4 | Int8)
         found = [d.text for d in corpus.read(Path(args.calibrate))]
         texts = samples(tokenizer, found, args.tokens, min(LENGTH, model.spec.context))
         screen.console.print(f"[dim]calibrating on {sum(map(len, texts)):,} tokens of {args.calibrate}[/dim]")

@@ -1,4 +1,4 @@
-"""Weights in four bits that heed what the layers really read: GPTQ and AWQ, layer by layer through the model itself.
+"""Weights in few bits that heed what the layers really read: GPTQ and AWQ, layer by layer through the model itself.
 
 Each block is run on the calibration text with the blocks before it already packed, so that it also makes up for
 what they lost.
@@ -18,10 +18,11 @@ from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.context import Packed as Texts
 from terakoya.model.model import Block, Model
-from terakoya.quant.codecs import Int4, codes_on, grid
+from terakoya.quant.codecs import Int4, Int8, codes_on, grid
 from terakoya.quant.linear import linears, put, quantise
 
 Method = Literal["gptq", "awq"]
+Whole = Int4 | Int8  # codecs of whole numbers
 STRIPE = 128  # columns whose errors are spread before the columns after them are touched
 DAMP = 0.01  # of the mean of the diagonal, added to it
 SHRINK = tuple(1 - 0.05 * i for i in range(9))  # of a group's reach: what lies outside is cut off
@@ -48,7 +49,7 @@ class Inputs:
 
 @torch.no_grad()
 def calibrate(
-    model: Model, texts: Sequence[Sequence[int]], codec: Int4, method: Method, *,
+    model: Model, texts: Sequence[Sequence[int]], codec: Whole, method: Method, *,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Model:  # fmt: skip
     """Pack the linear layers of the blocks in place; token table and head are left to `quantise`.
@@ -91,7 +92,7 @@ def block_of(model: Model, i: int) -> Any:
     return alone
 
 
-def _fit(wanted: Mapping[str, nn.Linear], codec: Int4) -> None:
+def _fit(wanted: Mapping[str, nn.Linear], codec: Whole) -> None:
     for name, linear in wanted.items():
         columns = linear.in_features
         if columns % (codec.group or columns) or columns % 2:
@@ -136,27 +137,33 @@ def clipped_grid(grouped: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return scales, minima
 
 
-def clipped(weight: Tensor, inputs: Inputs, codec: Int4) -> dict[str, Tensor]:
-    """Round to the nearest on grids that heed the size of the inputs: weight (N, K) -> parts."""
+def clipped(weight: Tensor, inputs: Inputs, codec: Whole) -> dict[str, Tensor]:
+    """Round to the nearest, four bits on grids that heed the size of the inputs: weight (N, K) -> parts."""
+    if isinstance(codec, Int8):
+        return codec.encode(weight)
     grouped, importance = _by_group(weight, inputs, codec)
     return codec.rounded(grouped, *clipped_grid(grouped, importance))
 
 
-def _by_group(weight: Tensor, inputs: Inputs, codec: Int4) -> tuple[Tensor, Tensor]:
+def _by_group(weight: Tensor, inputs: Inputs, codec: Whole) -> tuple[Tensor, Tensor]:
     group = codec.group or weight.shape[1]
     importance = inputs.squares.diagonal() / inputs.rows
     importance = importance + DAMP * importance.mean() + 1e-12
     return weight.unflatten(1, (-1, group)), importance.view(-1, group)
 
 
-def gptq(weight: Tensor, inputs: Inputs, codec: Int4) -> dict[str, Tensor]:
+def gptq(weight: Tensor, inputs: Inputs, codec: Whole) -> dict[str, Tensor]:
     """Round column after column, each time moving the columns that follow so as to make up for it (Frantar 2022).
 
     The grids are set beforehand and the most used columns go first, so the order leaves no trace in what is stored.
     """
     rows, columns = weight.shape
     grouped, importance = _by_group(weight, inputs, codec)
-    scales, minima = clipped_grid(grouped, importance)
+    if isinstance(codec, Int8):
+        scales, lowest, highest = codec.scales(grouped), -127, 127
+        minima = torch.zeros_like(scales)
+    else:
+        (scales, minima), lowest, highest = clipped_grid(grouped, importance), 0, 15
     group = codec.group or columns
     h = inputs.squares / inputs.rows
     dead = h.diagonal() == 0
@@ -172,14 +179,14 @@ def gptq(weight: Tensor, inputs: Inputs, codec: Int4) -> dict[str, Tensor]:
         for j in range(b - a):
             g = int(order[a + j]) // group
             scale, least = scales[:, g].float(), minima[:, g].float()
-            q = codes_on(part[:, j, None], scale, least)[:, 0]
+            q = codes_on(part[:, j, None], scale, least, lowest, highest)[:, 0]
             codes[:, a + j] = q
             lost[:, j] = (part[:, j] - (q * scale + least)) / upper[a + j, a + j]
             part[:, j + 1 :] -= lost[:, j, None] * upper[a + j, a + j + 1 : b]
         w[:, b:] -= lost @ upper[a:b, b:]
     placed = torch.empty_like(codes)
     placed[:, order] = codes
-    return codec.parts(placed, scales, minima)
+    return codec.parts(placed, scales) if isinstance(codec, Int8) else codec.parts(placed, scales, minima)
 
 
 def _upper(h: Tensor) -> Tensor:
@@ -209,7 +216,7 @@ class Joint:
 
 
 def _balance(
-    block: Block, s: spec.Block, place: str, wanted: Mapping[str, nn.Linear], seen: Mapping[str, Inputs], codec: Int4
+    block: Block, s: spec.Block, place: str, wanted: Mapping[str, nn.Linear], seen: Mapping[str, Inputs], codec: Whole
 ) -> None:
     for joint in _joints(block, s, place, wanted):
         if seen[joint.first].rows:
@@ -264,7 +271,7 @@ def _to_heads(factors: Tensor, heads: tuple[int, int]) -> Tensor:
     return factors.view(heads[1], 1, -1).expand(-1, heads[0] // heads[1], -1).flatten()
 
 
-def _factors(joint: Joint, inputs: Inputs, codec: Int4) -> Tensor:
+def _factors(joint: Joint, inputs: Inputs, codec: Whole) -> Tensor:
     """Choose the power of the inputs' sizes with which least is lost, error weighed by x^T x: -> (K,)."""
     sizes, h = inputs.sizes / inputs.rows, inputs.squares / inputs.rows
     if joint.heads:  # heads that share values share factors

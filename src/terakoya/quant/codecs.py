@@ -60,9 +60,17 @@ class Int8(Codec):
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         grouped = _grouped(weight, self.group)
-        scales = _half(grouped.abs().amax(-1) / 127)
+        scales = self.scales(grouped)
         codes = (grouped / scales.float().clamp(min=LEAST)[..., None]).round().clamp(-127, 127)
-        return {"codes": codes.to(torch.int8).flatten(1), "scales": scales}
+        return self.parts(codes.flatten(1), scales)
+
+    def scales(self, grouped: Tensor) -> Tensor:
+        """Return the finest scales that reach every number: grouped (N, G, group) -> (N, G)."""
+        return _half(grouped.abs().amax(-1) / 127)
+
+    def parts(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
+        """Name what is kept: codes (N, K) in -127..127."""
+        return {"codes": codes.to(torch.int8), "scales": scales}
 
     def decode(self, parts: Parts, columns: int, rows: Tensor | slice | None = None) -> Tensor:
         codes, scales = _rows(parts, rows, "codes", "scales")
@@ -243,10 +251,10 @@ def grid(grouped: Tensor, shrink: float | Tensor = 1.0) -> tuple[Tensor, Tensor]
     return _half((most - least) / 15), _half(least)
 
 
-def codes_on(grouped: Tensor, scales: Tensor, minima: Tensor) -> Tensor:
+def codes_on(grouped: Tensor, scales: Tensor, minima: Tensor, lowest: int = 0, highest: int = 15) -> Tensor:
     """Return the nearest levels of a grid: grouped (..., G, group), scales and minima (..., G) -> as grouped."""
     steps = scales.float().clamp(min=LEAST)[..., None]
-    return ((grouped - minima.float()[..., None]) / steps).round().clamp(0, 15)
+    return ((grouped - minima.float()[..., None]) / steps).round().clamp(lowest, highest)
 
 
 @cache
