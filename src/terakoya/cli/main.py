@@ -260,7 +260,9 @@ def _convert(p: argparse.ArgumentParser) -> None:
 def _quantize(p: argparse.ArgumentParser) -> None:
     _model(p)
     p.add_argument("--to", required=True, metavar="CODEC", help="int8, int4, nf4, fp8, a GGUF type (q4_k …), none")
-    p.add_argument("--method", default="rtn", choices=["rtn", "gptq", "awq"], help="of int4 (default rtn: rounding)")
+    p.add_argument(
+        "--method", default="rtn", choices=["rtn", "gptq", "awq"], help="of int4 and int8 (default rtn: rounding)"
+    )
     p.add_argument("--group", metavar="N", type=int, help="columns with one scale; 0: a row (default 32)")
     p.add_argument("--table", default="int8", choices=["int8", "same", "none"], help="token table, head (default int8)")
     p.add_argument(
