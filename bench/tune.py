@@ -203,8 +203,10 @@ def main() -> None:
                 proc.stdin.write(f"{i}\n")
                 proc.stdin.flush()
                 seen[n].append(json.loads(_line(proc, "[", n)))
+                print(n, i + 1, seen[n][-1], file=sys.stderr, flush=True)
         for proc in procs.values():
-            proc.communicate()
+            proc.kill()
+            proc.wait()
     rates = {n: statistics.median(t / s for _, s, t, _ in rows[1:]) for n, rows in seen.items()}
     print(f"LoRA rank {RANK} on {MODEL}, {args.rows} rows of {args.context} tokens, fp32, {args.steps} steps")
     for n, rows in seen.items():
