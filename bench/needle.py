@@ -21,11 +21,11 @@ import torch
 from terakoya import corpus
 from terakoya.cli.use import documents
 from terakoya.data import Shards
+from terakoya.engine.stretch import stretched
 from terakoya.model.context import Packed
 from terakoya.models import open_model
 from terakoya.train.run import Run
 from terakoya.zoo.convert import Loaded
-from terakoya.zoo.stretch import stretched
 
 SCALINGS = ("linear", "dynamic", "yarn", "llama3")
 

@@ -16,13 +16,13 @@ from terakoya.cli.use import tokenizer_of
 from terakoya.engine.engine import Engine
 from terakoya.engine.request import Request
 from terakoya.engine.sampling import Sampling
+from terakoya.engine.stretch import stretched
 from terakoya.errors import TerakoyaError
 from terakoya.models import open_model
 from terakoya.tokenizer import Tokenizer, render
 from terakoya.tokenizer.chat import conversation
 from terakoya.train.objectives.signs import Signs
 from terakoya.zoo.convert import Loaded
-from terakoya.zoo.stretch import stretched
 
 KEYS = ("id", "prompt", "messages")
 

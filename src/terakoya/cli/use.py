@@ -21,6 +21,7 @@ from terakoya.engine.generate import generate as continued
 from terakoya.engine.native import NativeModel
 from terakoya.engine.runner import NativeRunner, described, runner
 from terakoya.engine.sampling import Sampling
+from terakoya.engine.stretch import stretched
 from terakoya.errors import TerakoyaError
 from terakoya.eval.masked import pseudo
 from terakoya.eval.perplexity import score
@@ -30,7 +31,6 @@ from terakoya.train.run import Run
 from terakoya.zoo import convert as files
 from terakoya.zoo.config_json import in_their_words
 from terakoya.zoo.convert import Loaded
-from terakoya.zoo.stretch import stretched
 
 
 def sampling(args: argparse.Namespace) -> Sampling:

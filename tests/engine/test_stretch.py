@@ -7,12 +7,12 @@ import torch
 from bench.needle import Reach, table
 
 from terakoya.engine.runner import runner
+from terakoya.engine.stretch import SORTS, stretched
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.context import Packed
 from terakoya.model.position import rope_table
 from terakoya.zoo.convert import Loaded
-from terakoya.zoo.stretch import SORTS, stretched
 from tests.engine.engine_fakes import byte_tokenizer, tiny
 from tests.engine.engine_laws import TOLERANCE, asked, empty, engine_of, furthest
 

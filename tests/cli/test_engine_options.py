@@ -1,0 +1,71 @@
+"""generate and chat: a draft model, longer positions, and models that write one text from another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from terakoya.cli.main import main
+from terakoya.zoo.convert import Loaded, save
+from tests.engine.engine_fakes import byte_tokenizer, tiny
+from tests.engine.test_sources import translator
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three models: a llama, a like one, and a T5."""
+    root = tmp_path_factory.mktemp("models")
+    for name, model, family in (
+        ("llama", tiny(), "llama2"),
+        ("gpt2", tiny(seed=1, family="gpt2"), "gpt2"),
+        ("t5", translator("t5"), "t5"),
+    ):
+        save(Loaded(model, byte_tokenizer(), family), root / name)
+    return root
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[str, str]:
+    main(["generate", *map(str, words), "--temperature", "0", "--max-tokens", "20"])
+    return capsys.readouterr()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    with pytest.raises(SystemExit) as end:
+        said(capsys, *words)
+    assert end.value.code == 2
+    found = capsys.readouterr().err.splitlines()
+    assert found[-1].startswith("terakoya: ")
+    assert sum(line.startswith("terakoya: ") for line in found) == 1
+    return found[-1]
+
+
+def test_a_draft_says_the_same_and_how_often_it_was_right(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, _ = said(capsys, folder / "llama", "吾輩は")
+    text, told = said(capsys, folder / "llama", "吾輩は", "--draft", folder / "llama")
+    assert text == plain
+    assert "draft up to 4 ahead" in told
+    right, proposed = (int(word) for word in told.splitlines()[-1].split() if word.isdigit())
+    assert right == proposed > 0
+    assert said(capsys, folder / "llama", "吾輩は", "--draft", folder / "gpt2")[0] == plain
+
+
+def test_longer_positions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a" * 80
+    assert "context" in refused(capsys, folder / "llama", long)
+    text, told = said(capsys, folder / "llama", long, "--rope", "yarn:2")
+    assert "context 128" in told
+    assert text.strip("\n")
+    assert "yarn:2" in refused(capsys, folder / "llama", long, "--rope", "ntk")
+    assert "no rotary positions" in refused(capsys, folder / "gpt2", long, "--rope", "yarn:2")
+    batch = folder / "batch.jsonl"
+    batch.write_text(f'{{"prompt": "{long}"}}\n', encoding="utf-8")
+    assert '"finish": ' in said(capsys, folder / "llama", "--batch", batch, "--rope", "linear:2")[0]
+
+
+def test_an_encoder_decoder_writes_from_the_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, told = said(capsys, folder / "t5", "猫がいる")
+    second, _ = said(capsys, folder / "t5", "犬がいた。")
+    assert "tokens of sources" in told
+    assert first != second
+    assert "a draft needs two decoders" in refused(capsys, folder / "t5", "猫", "--draft", folder / "llama")
