@@ -245,3 +245,13 @@ def test_an_eye_costs_nothing_where_texts_are_read() -> None:
     seeing = lineage.sized("llava1.5/nano")
     blind = override(seeing, {"sight": None})
     assert flops_per_token(seeing, 128) == flops_per_token(blind, 128)
+
+
+def test_the_native_program_leaves_gates_to_pytorch() -> None:
+    from terakoya.engine.runner import runner
+
+    small = override(lineage.rescale(lineage.base("llama"), 32, 2, 16), {"vocab": 50, "context": 64})
+    gated = initialise(build(override(small, {"branch.gate": True})), 0)
+    for model, family, problem in ((flamingo(), "flamingo", "Glance"), (gated, "llama", "gate")):
+        with pytest.raises(TerakoyaError, match=problem):
+            runner(convert.Loaded(model, None, family), by="native")

@@ -267,6 +267,8 @@ class _Lowering:
                 raise NotLowered(layer, f"{type(m.reach).__name__} has no native instruction")
         if b.skip != 1.0:
             raise NotLowered(f"{layer}.{names[0]}", "a scaled skip has no native instruction")
+        if b.gate:
+            raise NotLowered(f"{layer}.{names[0]}", "a gate has no native instruction")
         for i, name in enumerate(names):
             if b.pre and (b.each or i == 0):
                 sources.append(self.buffer(f"normed {i}", dim))

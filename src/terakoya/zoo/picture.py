@@ -56,8 +56,9 @@ def _read(said: Mapping[str, Any], place: str) -> Preparation:
     if said.get("do_pad"):
         raise TerakoyaError(f"{place}: do_pad", "is not known here", given=said["do_pad"], allowed=False)
     size, crop = said.get("size", {"shortest_edge": 224}), said.get("crop_size", 224)
-    edge = size if isinstance(size, int) else size.get("shortest_edge")
-    exact = None if edge is not None else (int(size["height"]), int(size["width"]))
+    wanted: Mapping[str, Any] = {"shortest_edge": size} if isinstance(size, int) else size
+    edge = wanted.get("shortest_edge")
+    exact = None if edge is not None else (int(wanted["height"]), int(wanted["width"]))
     cut = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
     resizes = said.get("do_resize", True)
     mean, spread = said.get("image_mean", MEAN), said.get("image_std", SPREAD)
