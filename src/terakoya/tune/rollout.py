@@ -17,11 +17,12 @@ from terakoya.data.batch import Batch
 from terakoya.engine.engine import Engine
 from terakoya.engine.paged import probe
 from terakoya.engine.request import Request
+from terakoya.engine.runner import By
 from terakoya.engine.sampling import Sampling
 from terakoya.engine.store import BLOCK
 from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer
-from terakoya.tune.adapters import lead
+from terakoya.tune.adapters import lead, names
 from terakoya.tune.branch import Branched, Group
 from terakoya.tune.pack import plain
 from terakoya.tune.score import targets_of
@@ -137,9 +138,9 @@ def drawn(
     out: list[list[Rollout]] = []
     loaded = Loaded(model, tokenizer, "")
     prompts = [(*(0,) * lead(model), *ids) for ids in prompts]  # places for what the adapter puts before a text
-    with Engine(
-        loaded, memory_bytes=_room(model, prompts, n, tokens), threaded=False, max_running=SIDE_BY_SIDE
-    ) as engine:
+    room = _room(model, prompts, n, tokens)
+    by: By = "torch" if names(model) else "auto"  # adapters are PyTorch's
+    with Engine(loaded, by=by, memory_bytes=room, threaded=False, max_running=SIDE_BY_SIDE) as engine:
         sampling = [Sampling(temperature=temperature, max_tokens=tokens, seed=seed) for seed in seeds]
         asked = (
             Request(tuple(ids), s, n=n, logprobs=0, logprobs_of="processed")
