@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from terakoya import understand
-from terakoya.serve.encoder import opened
+from terakoya.cli.serve import opened
 from terakoya.serve.settings import Limits
 from terakoya.serve.shelf import Shelf, named
 from tests.serve.conftest import Running, listening

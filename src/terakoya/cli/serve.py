@@ -7,9 +7,14 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from terakoya.errors import MissingExtra, TerakoyaError
-from terakoya.models import find
+from terakoya.models import find, open_model
+
+if TYPE_CHECKING:
+    from terakoya.serve.encoder import Encoder
+    from terakoya.zoo.convert import Loaded
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -17,7 +22,6 @@ def serve(args: argparse.Namespace) -> None:
     for library in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(library) is None:
             raise MissingExtra(library, "serve")
-    from terakoya.serve.encoder import opened
     from terakoya.serve.server import server
     from terakoya.serve.settings import Limits, Settings
     from terakoya.serve.shelf import Shelf, named, worn
@@ -62,6 +66,18 @@ def serve(args: argparse.Namespace) -> None:
     made.run()
     if not made.started:
         raise TerakoyaError("--port", "cannot be listened on", given=f"{args.host}:{args.port}")
+
+
+def opened(name: str, device: str = "cpu") -> Loaded | Encoder:
+    """Open a model that writes, or one that reads: then with the pooling that its folder says."""
+    from terakoya import understand
+    from terakoya.serve.encoder import Encoder
+
+    loaded = open_model(name, device=device)
+    if loaded.spec.sort != "encoder":
+        return loaded
+    found = understand.reading(loaded, find(name))
+    return Encoder(loaded, found.pool, found.normalise)
 
 
 def _folder(given: str | None) -> Path | None:

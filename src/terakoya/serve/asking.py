@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from terakoya.engine.grammar import Grammar
@@ -21,6 +21,7 @@ from terakoya.serve.settings import Limits
 from terakoya.serve.shelf import Served
 from terakoya.tokenizer import Tokenizer, render
 from terakoya.tokenizer.chat import chosen
+from terakoya.train.objectives.signs import Signs
 
 T = TypeVar("T")
 LEGACY_ANSWER = 16  # tokens of /v1/completions where max_tokens is not given, as at OpenAI
@@ -97,6 +98,9 @@ class Talk:
 
 def chat(served: Served, body: ChatRequest, limits: Limits, tenant: str) -> Talk:
     """Write the conversation down in ids, and ask for what comes next."""
+    if served.loaded.spec.sort == "encoder-decoder":
+        problem = f"{served.name} writes one text from another, and does not talk: ask /v1/completions"
+        raise Problem(400, problem, param="model", code="model_not_supported")
     tools = toolbox.wanted(body)
     ids = conversation(served, body.messages, body.chat_template, tools)
     regions = toolbox.regions(served.regions, tools)
@@ -202,5 +206,15 @@ def completions(served: Served, body: CompletionRequest, limits: Limits, tenant:
     for i, ids in enumerate(prompts(served, body)):
         if not ids:
             raise TerakoyaError("prompt" if isinstance(body.prompt, str) else f"prompt[{i}]", "is empty")
-        found.append(request(served, ids, body, how, limits, tenant, body.logprobs))
+        asked = request(served, ids, body, how, limits, tenant, body.logprobs)
+        found.append(_rewriting(served, asked) if served.loaded.spec.sort == "encoder-decoder" else asked)
     return found
+
+
+def _rewriting(served: Served, asked: Request) -> Request:
+    """Hand the prompt to the encoder, as `terakoya generate` does; the answer begins from the start token."""
+    signs = Signs(served.tokenizer)
+    start = served.loaded.config.get("decoder_start_token_id")
+    start = start if isinstance(start, int) else signs.start
+    ends = asked.stop_ids if asked.ignore_end else asked.stop_ids | {signs.end}
+    return replace(asked, prompt=(start,), source=(*asked.prompt, signs.end), stop_ids=ends)

@@ -13,34 +13,41 @@ from torch import Tensor
 from terakoya.engine.request import EngineError
 from terakoya.errors import TerakoyaError
 from terakoya.model.context import Packed
-from terakoya.models import find, open_model
-from terakoya.train.objectives.contrast import pooled
-from terakoya.understand import Reading, reading
+from terakoya.train.objectives.contrast import Pool, pooled
+from terakoya.tune.heads.reading import Reader
 from terakoya.zoo.convert import Loaded
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder that is open."""
+    """An encoder that is open, and how it makes a vector of a text."""
 
     loaded: Loaded
-    reading: Reading
+    pool: Pool = "mean"
+    normalise: bool = False
+
+    @property
+    def reader(self) -> Reader:
+        """What sets texts between their marks."""
+        if self.loaded.tokenizer is None:
+            raise TerakoyaError("model", "has no tokenizer beside it", allowed="a folder with tokenizer.json")
+        return Reader(self.loaded.tokenizer, self.loaded.spec.context)
 
     @property
     def room(self) -> int:
         """Tokens of a text, without the marks that stand round it."""
-        reader = self.reading.reader
+        reader = self.reader
         return reader.context - len(reader.read([np.zeros(0, np.int64)], "text").ids)
 
     def ids(self, texts: Sequence[str | Sequence[int]], *, cut: bool = False) -> list[list[int]]:
         """Encode texts, and set each between its marks; `cut`: long ones lose their end."""
-        reader, room, found = self.reading.reader, self.room, []
+        reader, room, found = self.reader, self.room, []
         for i, text in enumerate(texts):
             ids = reader.encode([text])[0] if isinstance(text, str) else np.array(text, np.int64)
             ids = ids[:room] if cut else ids
             if len(ids) > room:
                 raise EngineError("too long", f"input[{i}]", f"has {len(ids)} tokens; there is room for {room}")
-            if len(ids) and not 0 <= ids.min() <= ids.max() < self.reading.model.spec.vocab:
+            if len(ids) and not 0 <= ids.min() <= ids.max() < self.loaded.spec.vocab:
                 raise TerakoyaError(f"input[{i}]", "has an id that is none of this model's")
             found.append(reader.read([ids], f"input[{i}]").ids.tolist())
         return found
@@ -48,15 +55,9 @@ class Encoder:
     @torch.inference_mode()
     def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Read texts in ids, together -> (N, D)."""
-        model, how = self.reading.model, self.reading.pool
+        model = self.loaded.model
         device = next(model.parameters()).device
         ctx = Packed([len(ids) for ids in texts], device)
         hidden = model(torch.tensor([id for ids in texts for id in ids], device=device), ctx)
-        found = pooled(hidden, torch.tensor(ctx.cu, device=device), how).float()
-        return F.normalize(found, dim=-1) if self.reading.normalise else found
-
-
-def opened(name: str, device: str = "cpu") -> Loaded | Encoder:
-    """Open what a name stands for."""
-    loaded = open_model(name, device=device)
-    return Encoder(loaded, reading(loaded, find(name))) if loaded.spec.sort == "encoder" else loaded
+        found = pooled(hidden, torch.tensor(ctx.cu, device=device), self.pool).float()
+        return F.normalize(found, dim=-1) if self.normalise else found

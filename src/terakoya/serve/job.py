@@ -123,7 +123,7 @@ class Job:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompts, each counted once."""
-        return sum(len(handle.request.prompt) for handle in self.handles)
+        return sum(len(handle.request.prompt) + len(handle.request.source or ()) for handle in self.handles)
 
     def usage(self) -> dict[str, Any]:
         """Return the counts of tokens as OpenAI writes them."""

@@ -16,6 +16,7 @@ from terakoya.serve.fields import ChatRequest, CompletionRequest
 from terakoya.serve.house import House
 from terakoya.serve.job import Job, unless_gone
 from terakoya.serve.live import Live, packed
+from terakoya.serve.problem import Problem
 from terakoya.serve.schema import EVENTS
 from terakoya.serve.shelf import Served
 from terakoya.serve.tokens import prompt_logprobs
@@ -76,6 +77,8 @@ async def _completions(house: House, body: CompletionRequest, http: Request) -> 
     prompts: list[tuple[int, ...]] = []
 
     def prepare(served: Served, who: str) -> list[EngineRequest]:
+        if body.echo and served.loaded.spec.sort != "decoder":
+            raise Problem(400, "echo: this model reads the prompt and answers apart from it", param="echo")
         requests = asking.completions(served, body, house.limits, who)
         for request in requests:
             served.engine._check(request)

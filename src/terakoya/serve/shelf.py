@@ -29,7 +29,6 @@ from terakoya.serve.problem import Problem
 from terakoya.serve.settings import Limits
 from terakoya.tokenizer import Tokenizer
 from terakoya.tune import merge, peft
-from terakoya.understand import reading
 from terakoya.zoo.convert import Loaded
 
 log = logging.getLogger("terakoya.serve")
@@ -241,7 +240,7 @@ class Shelf:
         try:
             loaded = self.openers[name]() if base is None else self.adapters[name].on(base.served)
             if isinstance(loaded, Loaded) and loaded.spec.sort == "encoder":
-                loaded = Encoder(loaded, reading(loaded))
+                loaded = Encoder(loaded)
             if isinstance(loaded, Encoder):
                 log.info("%s: open after %.1f s · reads only", name, time.monotonic() - begun)
                 return Served(name, loaded.loaded, loaded)
