@@ -118,3 +118,7 @@ def test_smaller_weights_that_nobody_can_compute_with_are_one_line() -> None:
         args = parser().parse_args(["serve", "somewhere", "--weights", "int4", *more])
         with pytest.raises(TerakoyaError, match=r"--weights: .int4. .*native program only"):
             serve(args)
+
+
+def test_what_may_wait_grows_with_the_context() -> None:
+    assert [Limits().queue(n) for n in (256, 8192, 1 << 20)] == [16_384, 32_768, 1_000_000]

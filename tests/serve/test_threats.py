@@ -219,6 +219,29 @@ def test_a_thousand_half_open_connections(running: Running) -> None:
             s.close()
 
 
+def test_one_machine_has_its_share_of_connections(running: Running) -> None:
+    """Another machine, here 127.0.0.9, holds 64 connections and no more; others are let in beside it."""
+    share, port, held = running.server.house.limits.per_address, int(running.url.rpartition(":")[2]), []
+    try:
+        there = ("127.0.0.9", 0)
+        held += [socket.create_connection(("127.0.0.1", port), 10, there) for _ in range(share + 20)]
+        wait(lambda: sum(_open(s) for s in held) == share, 10)
+        assert httpx.get(running.url + "/health", timeout=30).status_code == 200
+    finally:
+        for s in held:
+            s.close()
+
+
+def _open(s: socket.socket) -> bool:
+    s.setblocking(False)
+    try:
+        return s.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
 def _answered(running: Running) -> bool:
     try:
         return httpx.get(running.url + "/health", timeout=30).status_code == 200

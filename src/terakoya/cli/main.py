@@ -110,7 +110,8 @@ def _serve(p: argparse.ArgumentParser) -> None:
         "--idle", metavar="MIN", type=float, default=0.0, help="close a model after so long (default: never)"
     )
     p.add_argument("--queue", metavar="N", type=int, default=256, help="requests that may wait (default 256)")
-    p.add_argument("--max-tokens", metavar="N", type=int, default=2048, help="of answers, if not asked (default 2048)")
+    p.add_argument("--max-tokens", metavar="N", type=int, default=512, help="of answers, if not asked (default 512)")
+    p.add_argument("--answer-time", metavar="S", type=float, default=120.0, help="of one answer (default 120 s)")
     p.add_argument("--grace", metavar="S", type=float, default=30.0, help="time to finish after SIGTERM (default 30)")
     p.add_argument("--deterministic", action="store_true", help="same request, same bits, whatever else runs; slower")
 

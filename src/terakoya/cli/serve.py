@@ -38,7 +38,9 @@ def serve(args: argparse.Namespace) -> None:
         grace=_positive("--grace", args.grace),
         adapters=_folder(args.adapters),
         limits=Limits(
-            waiting=int(_positive("--queue", args.queue)), answer=int(_positive("--max-tokens", args.max_tokens))
+            waiting=int(_positive("--queue", args.queue)),
+            answer=int(_positive("--max-tokens", args.max_tokens)),
+            seconds=_positive("--answer-time", args.answer_time),
         ),
     )
     if args.weights and (args.by == "torch" or args.device != "cpu"):

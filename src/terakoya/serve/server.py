@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from terakoya.serve.app import application
 from terakoya.serve.house import House
-from terakoya.serve.settings import Limits, Settings
+from terakoya.serve.settings import LOOPBACK, Limits, Settings
 from terakoya.serve.shelf import Shelf
 
 log = logging.getLogger("terakoya.serve")
@@ -30,7 +30,7 @@ def protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > limits.connections:
+            if len(self.connections) > limits.connections or self._crowded():
                 transport.abort()
             self._expect()
 
@@ -47,6 +47,13 @@ def protocol(limits: Limits) -> type[H11Protocol]:
             if self.deadline is not None:
                 self.deadline.cancel()
             super().connection_lost(exc)
+
+        def _crowded(self) -> bool:
+            """Tell whether another machine has more connections than its share."""
+            if self.client is None or self.client[0] in LOOPBACK:
+                return False
+            own = [c for c in self.connections if isinstance(c, Connection) and c.client]
+            return sum(c.client[0] == self.client[0] for c in own if c.client) > limits.per_address
 
         def _expect(self) -> None:
             self.deadline = self.loop.call_later(limits.header_seconds, self._late)

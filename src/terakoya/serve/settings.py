@@ -24,11 +24,17 @@ class Limits:
     write_seconds: float = 30.0  # a reader that takes nothing for so long is dropped
     beat_seconds: float = 15.0  # a comment in a stream that has nothing to say yet
     connections: int = 512
+    per_address: int = 64  # of these; this machine itself, where a proxy may stand, is not counted
     running: int = 64
     waiting: int = 256
     waiting_tokens: int = 1_000_000
-    answer: int = 2048  # tokens of an answer where the request does not say
-    seconds: float = 600.0  # of one answer
+    waiting_contexts: int = 4  # times a model's context, in tokens; but 16,384 may always wait
+    answer: int = 512  # tokens of an answer where the request does not say
+    seconds: float = 120.0  # of one answer
+
+    def queue(self, context: int) -> int:
+        """Return how many tokens may wait for a model with this context."""
+        return min(self.waiting_tokens, max(self.waiting_contexts * context, 16_384))
 
 
 @dataclass(frozen=True)

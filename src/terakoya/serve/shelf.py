@@ -250,7 +250,7 @@ class Shelf:
                 by=self.by,
                 max_running=self.limits.running,
                 max_waiting=self.limits.waiting,
-                max_waiting_tokens=self.limits.waiting_tokens,
+                max_waiting_tokens=self.limits.queue(loaded.spec.context),
                 deterministic=self.deterministic,
                 memory_bytes=self.memory_bytes,
             )
