@@ -253,11 +253,15 @@ def _answered(running: Running) -> bool:
 def test_thousands_that_want_in(many: int) -> None:
     """The queue stays as long as it may be; who is refused is told at once when to come back."""
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).encode()
-    with listening(Shelf({"tiny": lambda: tiny_loaded(context=4096)}, Limits(running=2, waiting=6, seconds=600))) as running:
+    with listening(
+        Shelf({"tiny": lambda: tiny_loaded(context=4096)}, Limits(running=2, waiting=6, seconds=600))
+    ) as running:
         engine = running.shelf.open["tiny"].engine
         slow(engine, 0.05)
         holding = [
-            threading.Thread(target=httpx.post, args=(running.url + CHAT,), kwargs={"json": LONG | {"max_tokens": 3000}})
+            threading.Thread(
+                target=httpx.post, args=(running.url + CHAT,), kwargs={"json": LONG | {"max_tokens": 3000}}
+            )
             for _ in range(8)
         ]
         for first, last in ((0, 2), (2, 8)):  # two run before six come to wait
