@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
 from terakoya.model.context import Packed
@@ -41,14 +42,14 @@ def learn(model: nn.Module) -> float:
 
 def child(rank: int, plan: str, folder: str) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
+    where, wait = f"file://{folder}/store", timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=RANKS, timeout=wait)
     model, mesh = made(PLANS[plan]), init_device_mesh("cpu", (RANKS,))
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     loss = learn(model)
-    grads = {n: p.grad.full_tensor() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    grads = {n: p.grad.full_tensor() for n, p in model.named_parameters() if isinstance(p.grad, DTensor)}
     if rank == 0:
         save_file({"loss": torch.tensor(loss)} | grads, f"{folder}/found.safetensors")
     dist.destroy_process_group()
