@@ -160,8 +160,8 @@ def test_short_prompts_overtake_a_long_one(model: Model) -> None:
 
 
 def test_the_queue_is_bounded(model: Model) -> None:
-    engine = engine_of(model, max_waiting=4)
-    handles = [engine.submit(asked(PROMPT, 3)) for _ in range(4)]
+    engine = engine_of(model, max_waiting=4, max_running=2)
+    handles = [engine.submit(asked(PROMPT, 3)) for _ in range(2 + 4)]  # two take the free seats at once, four wait
     with pytest.raises(EngineError, match="full") as error:
         engine.submit(asked(PROMPT, 3))
     assert error.value.kind == "overloaded"

@@ -158,7 +158,8 @@ class Engine:
         with self._news:
             waiting = [*self._inbox, *list(self.scheduler.waiting)]
             tokens = sum(len(c.ids) for c in waiting) + request.n * len(request.prompt)
-            if len(waiting) + request.n > self.max_waiting or (waiting and tokens > self.max_waiting_tokens):
+            seats = max(0, self.scheduler.most - len(self.scheduler.running))  # free now: who takes one does not wait
+            if len(waiting) + request.n > self.max_waiting + seats or (waiting and tokens > self.max_waiting_tokens):
                 raise EngineError("overloaded", "engine", f"is full: {len(waiting)} wait already, try again later")
             if self._closed is not None:
                 raise self._closed
