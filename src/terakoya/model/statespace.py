@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from terakoya.model import spec
 from terakoya.model import spec_recurrent as kinds
-from terakoya.model.context import Context
-from terakoya.model.kernels import FAST, Kernels, Mixer, Short, exact, parts, sequences
+from terakoya.model.context import Context, Packed
+from terakoya.model.kernels import FAST, NAIVE, Kernels, Mixer, Short, exact, parts, sequences
+from terakoya.ops import lowrank
 
 
 class Diagonal(nn.Module):
@@ -68,9 +69,21 @@ class LowRank(nn.Module):
         made = torch.linalg.solve(one - half, both)
         return made[..., :-1], made[..., -1], read
 
-    def forward(self, u: Tensor, ctx: Context, state: Tensor | None, by: Kernels) -> tuple[Tensor, Tensor]:
-        """Run over time: u (T, D), state (N, D, S, 2) -> (T, D), state."""
-        return run(self, u, ctx, state, by)
+    def forward(self, u: Tensor, ctx: Context, state: Tensor | None, by: Kernels) -> tuple[Tensor, Tensor | None]:
+        """Run over time: u (T, D), state (N, D, S, 2) -> (T, D), state; none where nothing will be remembered."""
+        if by is NAIVE:
+            return run(self, u, ctx, state, by)
+        x, order = exact(u), sequences(ctx, u)
+        low, write, read = (torch.view_as_complex(exact(p).contiguous()) for p in (self.low, self.write, self.read))
+        diag = torch.complex(-exact(self.decay).exp(), exact(self.turn))
+        system = lowrank.LowRank.of(diag, low, write, exact(self.dt).exp())
+        if state is None and isinstance(ctx, Packed):
+            y, last = by.long(x, system.filter(read, max(order.lengths)), order), None
+        else:
+            held = None if state is None else torch.view_as_complex(exact(state).contiguous())
+            y, after = system.stepped(x, read, order, held)
+            last = torch.view_as_real(after)
+        return (y + x * self.through).to(u.dtype), last
 
     def start(self, draw: Callable[[str], torch.Generator]) -> None:
         """Begin with HiPPO-LegS, normal plus low rank (Gu 2020; Gu 2021, theorem 1)."""
@@ -125,7 +138,8 @@ class S4(Mixer):
         """Mix over time: x (T, D) -> (T, D)."""
         (state,) = parts(ctx.state(self.layer), 1)
         y, state = self.system(x, ctx, state, by)
-        ctx.commit(self.layer, (state,))
+        if state is not None:
+            ctx.commit(self.layer, (state,))
         return F.glu(self.o(F.gelu(y)), -1)
 
 
