@@ -21,11 +21,12 @@ from terakoya.model.model import Model
 from terakoya.ops.attend import naive
 from terakoya.zoo import lineage
 from terakoya.zoo.convert import make_config, spec_of
+from tests.zoo.noisy import VOCAB, noisy, text
 from tests.zoo.paired import ENCODERS, PAIRS, SEEING
 from tests.zoo.reference import CASES, TINY
 
 FAMILIES = [n for n in lineage.families() if lineage.base(n).sort == "decoder"]  # the others: test_paired.py
-VOCAB, CONTEXT, WINDOW = 64, 64, 5
+CONTEXT, WINDOW = 64, 5
 
 
 def shrunk(s: spec.Model) -> spec.Model:
@@ -45,18 +46,7 @@ def tiny(name: str) -> spec.Model:
 
 @functools.cache
 def model(name: str) -> Model:
-    """Return the tiny model with weights that leave nothing at one or zero."""
-    made = initialise(build(tiny(name)), 0)
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in made.parameters():
-            noise = torch.randn(p.shape, generator=rng)
-            p.copy_(0.15 * noise if p.dim() > 1 else p + 0.2 * noise)
-    return made
-
-
-def text(length: int, seed: int) -> torch.Tensor:
-    return torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(seed))
+    return noisy(tiny(name))
 
 
 def logits(m: Model, *sequences: torch.Tensor) -> torch.Tensor:

@@ -10,15 +10,14 @@ import torch
 
 from terakoya import config
 from terakoya.model import spec
-from terakoya.model.build import build, initialise
 from terakoya.model.context import Packed
 from terakoya.model.entities import Mentioned, Mentions
 from terakoya.model.model import Model
 from terakoya.zoo import lineage
+from tests.zoo.noisy import VOCAB, noisy, text
 
 ENCODERS = [n for n in lineage.families() if lineage.base(n).sort == "encoder"]
 PAIRS = [n for n in lineage.families() if lineage.base(n).sort == "encoder-decoder"]
-VOCAB = 64
 
 
 def tiny(name: str) -> spec.Model:
@@ -33,18 +32,7 @@ def tiny(name: str) -> spec.Model:
 
 @functools.cache
 def model(name: str) -> Model:
-    """Return the tiny model with weights that leave nothing at one or zero."""
-    made = initialise(build(tiny(name)), 0)
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in made.parameters():
-            noise = torch.randn(p.shape, generator=rng)
-            p.copy_(0.15 * noise if p.dim() > 1 else p + 0.2 * noise)
-    return made
-
-
-def text(length: int, seed: int) -> torch.Tensor:
-    return torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(seed))
+    return noisy(tiny(name))
 
 
 def hidden(m: Model, *sequences: torch.Tensor) -> torch.Tensor:
