@@ -110,6 +110,11 @@ def attach(holder: nn.Linear | Model, name: str, part: Part | Virtual) -> None:
         holder.__class__ = _swapped(type(holder))
         holder.adapters, holder.active = nn.ModuleDict(), ()  # type: ignore[assignment]
     layer = cast("Adapted", holder)
+    mesh = getattr(getattr(holder, "weight", None), "device_mesh", None)
+    if mesh is not None:  # the layer is tensor-parallel: the part lies whole on every rank, and torch cuts what it adds
+        from torch.distributed.tensor import distribute_module
+
+        distribute_module(part, mesh)
     layer.adapters[name] = part
     layer.active = (*layer.active, name)
 

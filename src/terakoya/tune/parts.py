@@ -23,7 +23,7 @@ class LowRank(nn.Module):
         self.b0: Tensor | None
         like: dict[str, Any] = {"device": where(linear), "dtype": floating(linear)}
         if isinstance(plan, Lora) and plan.init == "pissa":
-            a, b = (t.to(**like) for t in _principal(dense(linear), plan.rank, plan.scale))
+            a, b = (t.to(**like).contiguous() for t in _principal(gathered(linear), plan.rank, plan.scale))
             self.register_buffer("a0", a.clone())
             self.register_buffer("b0", b.clone())
         else:
@@ -75,7 +75,7 @@ class Decomposed(LowRank):
 
     def __init__(self, linear: nn.Linear, plan: Lora, name: str, seed: int) -> None:
         super().__init__(linear, plan, name, seed)
-        self.m = nn.Parameter((dense(linear) + self.product().detach()).norm(dim=1))
+        self.m = nn.Parameter((gathered(linear) + self.product().detach()).norm(dim=1))
 
     def delta(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
         factor = self._factor(dense(linear))
@@ -113,6 +113,13 @@ def dense(linear: nn.Linear) -> Tensor:
     """The weight as numbers, (out, in), whatever it is kept as."""
     unpack = getattr(linear, "dense", None)
     return unpack() if unpack else linear.weight.detach()
+
+
+def gathered(linear: nn.Linear) -> Tensor:
+    """The weight as numbers, all of it, also where tensor parallelism has left a part of it here."""
+    weight = dense(linear)
+    gather = getattr(weight, "full_tensor", None)  # a DTensor's
+    return gather() if gather else weight
 
 
 def floating(linear: nn.Linear) -> torch.dtype:
