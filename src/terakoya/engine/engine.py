@@ -113,17 +113,16 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._threaded = threaded
         log.info("%s", self.describe())
-        if self.context < self.model.spec.context:
-            log.warning("memory for %d of the model's %d tokens of context", self.context, self.model.spec.context)
 
     def describe(self) -> str:
         """Return one line: where, in what, for how much, and what falls back."""
         kinds = sorted({str(d).removeprefix("torch.") for s in self.store.shapes.values() for d in s.dtypes})
+        whole = self.model.spec.context
         facts = [
             f"device {self.device}",
             f"weights {self.runner.weights}",
             f"memory {self.store.bytes / 2**20:,.0f} MiB for {self.store.capacity:,} tokens in {' and '.join(kinds)}",
-            f"context {self.context:,}",
+            f"context {self.context:,}" + (f" of {whole:,}" if self.context < whole else ""),
             f"threads {self.runner.threads}",
             self.runner.words,
         ]
