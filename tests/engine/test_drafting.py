@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -16,8 +14,9 @@ from terakoya.model.model import Model
 from terakoya.tokenizer import train
 from terakoya.zoo.convert import Loaded
 from tests.engine.engine_fakes import byte_tokenizer, tiny
-from tests.engine.engine_laws import BY, TOLERANCE, asked, empty, engine_of, furthest
+from tests.engine.engine_laws import TOLERANCE, asked, empty, engine_of, furthest
 
+pytestmark = pytest.mark.usefixtures("by")
 PROMPTS = ((100, 7, 200, 33, 65), (1,), tuple(range(40, 90)), (5, 6) * 12)
 HOWS = (
     Sampling(temperature=0, max_tokens=24),
@@ -25,13 +24,6 @@ HOWS = (
     Sampling(seed=1, top_p=0.8, repetition=1.3, presence=0.4, min_tokens=5, max_tokens=20),
     Sampling(temperature=0, repetition=1.5, max_tokens=9),
 )
-
-
-@pytest.fixture(scope="module", autouse=True, params=["native", "torch"])
-def by(request: pytest.FixtureRequest) -> Iterator[str]:
-    token = BY.set(request.param)
-    yield request.param
-    BY.reset(token)
 
 
 @pytest.fixture(scope="module")

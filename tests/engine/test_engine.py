@@ -24,15 +24,8 @@ from tests.engine.engine_fakes import Actor, byte_tokenizer, tiny
 from tests.engine.engine_laws import BY, asked, empty, engine_of
 from tests.model import small
 
+pytestmark = pytest.mark.usefixtures("by")
 PROMPT = (100, 7, 200, 33, 65)
-
-
-@pytest.fixture(scope="module", autouse=True, params=["native", "torch"])
-def by(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every law holds for both who may compute."""
-    token = BY.set(request.param)
-    yield request.param
-    BY.reset(token)
 
 
 @pytest.fixture(scope="module")

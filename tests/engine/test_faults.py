@@ -18,17 +18,11 @@ from terakoya.engine.sampling import Sampling
 from terakoya.model.build import Init, build, initialise
 from terakoya.model.model import Model
 from tests.engine.engine_fakes import tiny
-from tests.engine.engine_laws import BY, asked, empty, engine_of
+from tests.engine.engine_laws import asked, empty, engine_of
 
+pytestmark = pytest.mark.usefixtures("by")
 PROMPT = (100, 7, 200, 33, 65)
 OTHERS = [(i, *range(40, 70)) for i in range(3)]
-
-
-@pytest.fixture(scope="module", autouse=True, params=["native", "torch"])
-def by(request: pytest.FixtureRequest) -> Iterator[str]:
-    token = BY.set(request.param)
-    yield request.param
-    BY.reset(token)
 
 
 @pytest.fixture(scope="module")
