@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,33 @@ def test_an_encoder_decoder_writes_from_the_text(folder: Path, capsys: pytest.Ca
     assert "tokens of sources" in told
     assert first != second
     assert "a draft needs two decoders" in refused(capsys, folder / "t5", "猫", "--draft", folder / "llama")
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[str, str]:
+    main(["chat", *map(str, words), "--temperature", "0", "--max-tokens", "20"])
+    return capsys.readouterr()
+
+
+def without_rates(text: str) -> str:
+    return re.sub(r"[\d.]+ tokens/s.*", "", text)
+
+
+def test_a_chat_with_a_draft_says_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = folder / "talker"
+    save(Loaded(tiny(context=512), byte_tokenizer().with_template("alpaca"), "llama2"), talk)
+    save(Loaded(tiny(context=512, seed=2), byte_tokenizer().with_template("alpaca"), "llama2"), folder / "guesser")
+    asked = (talk, "--ask", "寺子屋とは", "--ask", "もう一度", "--system", "短く", "--by", "torch")
+    plain, _ = told(capsys, *asked)
+    for draft, all_right in ((talk, True), (folder / "guesser", False)):
+        found, first = told(capsys, *asked, "--draft", draft)
+        assert without_rates(found) == without_rates(plain)
+        assert "draft up to 4 ahead" in first
+        guesses = re.findall(r"(\d+) of (\d+) guesses right", found)
+        assert len(guesses) == 2
+        assert all((right == made) == all_right for right, made in guesses)
+    with pytest.raises(SystemExit):
+        told(capsys, talk, "--ask", "x", "--draft", folder / "t5")
+    assert "a draft needs two decoders" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        told(capsys, talk, "--ask", "x", "--draft", talk, "--image", "cat.png")
+    assert "cannot guess about pictures" in capsys.readouterr().err

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from terakoya.engine.aided import Aided
 from terakoya.engine.chat import Chat
+from terakoya.engine.engine import Engine
 from terakoya.engine.generate import complete
 from terakoya.engine.sampling import Sampling
 from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
 from terakoya.tokenizer import Message, Tokenizer, render
+from terakoya.zoo.convert import Loaded
 from tests.engine.engine_fakes import byte_tokenizer, tiny
 
 SHORT = Sampling(temperature=0, max_tokens=6, min_tokens=6)
@@ -179,3 +182,25 @@ def test_reply_tells_how_far_it_came(model: Model, tokenizer: Tokenizer) -> None
     assert (reply.tokens, reply.finish) == (0, None)
     list(reply)
     assert (reply.tokens, reply.finish) == (6, "length")
+
+
+def test_a_conversation_through_an_engine(tokenizer: Tokenizer) -> None:
+    """The same answers, messages and notices; what was said before is found again, and a closed answer ends."""
+    model = tiny(context=160)
+    loaded = Loaded(model, tokenizer, "llama2")
+    with Engine(loaded, draft=Loaded(tiny(context=160, seed=3), tokenizer, "llama2"), by="torch") as engine:
+        aided, chat = Aided(engine, system="S"), Chat(model, tokenizer, system="S")
+        for i in range(5):
+            one, other = aided.say(f"question {i}", SHORT), chat.say(f"question {i}", SHORT)
+            assert "".join(one) == "".join(other)
+            assert (one.notice, one.finish, one.tokens) == (other.notice, other.finish, other.tokens)
+            assert aided.messages == chat.messages
+        assert one.notice is not None
+        assert engine.counts.cached > 0
+        right, made = one.guesses
+        assert 0 <= right <= made > 0
+        reply = aided.say("go on", Sampling(temperature=0, max_tokens=50, min_tokens=50))
+        piece = next(reply)
+        reply.close()
+        assert aided.messages[-1] == Message("assistant", piece)
+        assert len("".join(aided.say("x", SHORT))) > 0

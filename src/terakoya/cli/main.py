@@ -64,12 +64,16 @@ def _rope(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rope", metavar="HOW:N", help="read N times as long texts: yarn:2, dynamic:2, linear:2, llama3:2")
 
 
+def _draft(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--draft", metavar="MODEL", help="a smaller model with the same tokenizer, to guess ahead")
+
+
 def _generate(p: argparse.ArgumentParser) -> None:
     _model(p)
     _runner(p)
     _rope(p)
     p.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue; - reads standard input")
-    p.add_argument("--draft", metavar="MODEL", help="a smaller model with the same tokenizer, to guess ahead")
+    _draft(p)
     p.add_argument("--batch", metavar="FILE", help="answer many: JSON lines with prompt or messages, and perhaps an id")
     _pictures(p)
     _sampling(p)
@@ -79,6 +83,7 @@ def _chat(p: argparse.ArgumentParser) -> None:
     _model(p)
     _runner(p)
     _rope(p)
+    _draft(p)
     p.add_argument("--system", metavar="TEXT", help="a system message")
     p.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; may be repeated")
     _pictures(p)
@@ -105,6 +110,12 @@ def _serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--insecure", action="store_true", help="let others in without a key")
     p.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
     _runner(p)
+    p.add_argument(
+        "--rope", action="append", default=[], metavar="HOW:N", help="longer texts for the first model, or HOW:N@MODEL"
+    )
+    p.add_argument(
+        "--draft", action="append", default=[], metavar="DRAFT", help="guesses for the first model, or DRAFT@MODEL"
+    )
     p.add_argument("--keep", metavar="N", type=int, default=0, help="models open at once (default: all)")
     p.add_argument(
         "--idle", metavar="MIN", type=float, default=0.0, help="close a model after so long (default: never)"

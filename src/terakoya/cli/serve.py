@@ -6,6 +6,9 @@ import argparse
 import importlib.util
 import logging
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +27,7 @@ def serve(args: argparse.Namespace) -> None:
             raise MissingExtra(library, "serve")
     from terakoya.serve.server import server
     from terakoya.serve.settings import Limits, Settings
-    from terakoya.serve.shelf import Shelf, named, worn
+    from terakoya.serve.shelf import Shelf, worn
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("terakoya").setLevel(logging.INFO)
@@ -48,9 +51,7 @@ def serve(args: argparse.Namespace) -> None:
             "--weights", "are made smaller for the native program only", given=args.weights,
             allowed="with --device cpu, without --by torch",
         )  # fmt: skip
-    openers = named(args.models, lambda name: opened(name, args.device))
-    for model in args.models:
-        find(model.partition("=")[2] or model)
+    openers = models(args)
     shelf = Shelf(
         openers,
         settings.limits,
@@ -60,6 +61,7 @@ def serve(args: argparse.Namespace) -> None:
         deterministic=args.deterministic,
         weights=args.weights,
         by=args.by,
+        drafts=drafts(args, list(openers)),
     )
     made = server(shelf, settings)
     made.announce = lambda: logging.getLogger("terakoya.serve").info(
@@ -68,6 +70,55 @@ def serve(args: argparse.Namespace) -> None:
     made.run()
     if not made.started:
         raise TerakoyaError("--port", "cannot be listened on", given=f"{args.host}:{args.port}")
+
+
+def models(args: argparse.Namespace) -> dict[str, Callable[[], Loaded | Encoder]]:
+    """Read which models are served, and find them; positions are scaled where --rope says so."""
+    from terakoya.engine.stretch import parsed
+    from terakoya.serve.shelf import named
+
+    openers = named(args.models, partial(opened, device=args.device))
+    for model in args.models:
+        find(model.partition("=")[2] or model)
+    for name, how in aimed("--rope", args.rope, list(openers)).items():
+        parsed(how, 1)
+        openers[name] = partial(longer, openers[name], how)
+    return openers
+
+
+def drafts(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Callable[[], Loaded]]:
+    """Read which smaller models guess ahead for whom, and find them."""
+    found = aimed("--draft", args.draft, names)
+    if found and args.deterministic:
+        raise TerakoyaError("--draft", "is not used where every bit matters", hint="leave out --deterministic")
+    for draft in found.values():
+        find(draft)
+    return {name: partial(open_model, draft, device=args.device) for name, draft in found.items()}
+
+
+def aimed(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Read `WHAT` or `WHAT@MODEL` -> what is meant for which model; without a name, for the first."""
+    found: dict[str, str] = {}
+    for one in given:
+        what, at, name = one.rpartition("@") if not Path(one).exists() else (one, "", "")
+        what, name = (what, name) if at else (one, names[0])
+        if name not in names:
+            raise TerakoyaError(option, "is for a model that is not served", given=name, allowed=names)
+        if name in found:
+            raise TerakoyaError(option, "stands there twice for one model", given=one)
+        found[name] = what
+    return found
+
+
+def longer(open_: Callable[[], Loaded | Encoder], how: str) -> Loaded | Encoder:
+    """Open a model with its rotary positions scaled."""
+    from terakoya.engine.stretch import stretched
+    from terakoya.serve.encoder import Encoder
+
+    found = open_()
+    if isinstance(found, Encoder):
+        return replace(found, loaded=stretched(found.loaded, how))
+    return stretched(found, how)
 
 
 def opened(name: str, device: str = "cpu") -> Loaded | Encoder:

@@ -121,6 +121,9 @@ def tokenizer_of(loaded: Loaded) -> Tokenizer:
 def chat(args: argparse.Namespace) -> None:
     """Talk in the terminal, or ask given questions and exit."""
     how = sampling(args)
+    if args.draft is not None:
+        _aided(args, how)
+        return
     model, tokenizer = ready(args)
     if args.image:
         from terakoya.cli import see
@@ -128,6 +131,18 @@ def chat(args: argparse.Namespace) -> None:
         talk(see.chat(model, tokenizer, args.image, args.model, args.system), how, args.ask)
         return
     talk(Chat(model, tokenizer, system=args.system), how, args.ask)
+
+
+def _aided(args: argparse.Namespace, how: Sampling) -> None:
+    """Talk through the engine, with a smaller model that guesses ahead."""
+    from terakoya.cli.batch import engine_of
+    from terakoya.engine.aided import Aided
+
+    if args.image:
+        raise TerakoyaError("--draft", "cannot guess about pictures", given=args.draft)
+    with engine_of(args, opened(args), max_running=1) as engine:
+        sys.stderr.write(engine.describe() + "\n")
+        talk(Aided(engine, system=args.system), how, args.ask)
 
 
 def talk(chat: Chat, how: Sampling, questions: Iterable[str] = ()) -> None:
@@ -159,7 +174,9 @@ def _answer(reply: Reply) -> None:
         reply.close()
     sys.stdout.write("\n")
     rate = reply.tokens / max(time.perf_counter() - began, 1e-9)
-    screen.console.print(f"[dim]{reply.tokens} tokens, {rate:.1f} tokens/s[/dim]")
+    right, made = reply.guesses
+    guessed = f", {right} of {made} guesses right" if made else ""
+    screen.console.print(f"[dim]{reply.tokens} tokens, {rate:.1f} tokens/s{guessed}[/dim]")
 
 
 def _typed() -> Iterator[str]:

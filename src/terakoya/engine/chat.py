@@ -24,6 +24,7 @@ class Reply(Iterator[str]):
         self._pieces = pieces
         self.notice, self.prompt_tokens, self.reused = notice, prompt_tokens, reused
         self.tokens = 0
+        self.guesses: tuple[int, int] = (0, 0)  # of another model's: right, made
         self.finish: Finish | None = None  # None while it runs, and for good where it was closed
 
     def __next__(self) -> str:
@@ -52,6 +53,7 @@ class Chat:
         self, model: Model, tokenizer: Tokenizer, *, system: str | None = None, template: str | Template | None = None
     ) -> None:
         self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.context = model.spec.context
         self._opening = [Message("system", system)] if system is not None else []
         self._reply: Reply | None = None
         self.messages: list[Message] = []
@@ -100,7 +102,7 @@ class Chat:
 
     def _fitting(self, asked: list[Message], sampling: Sampling) -> tuple[list[Message], list[int], str | None]:
         """Drop the oldest turns until prompt and answer fit -> (messages, their ids, what was dropped)."""
-        context = self.model.spec.context
+        context = self.context
         room = context - min(sampling.max_tokens, max(context // 4, 1))
         kept, dropped = asked, 0
         while True:

@@ -52,6 +52,13 @@ class Encoder:
             found.append(reader.read([ids], f"input[{i}]").ids.tolist())
         return found
 
+    def describe(self) -> str:
+        """Return in words where, in what and by whom it is computed."""
+        first = next(self.loaded.model.parameters())
+        kind = str(first.dtype).removeprefix("torch.")
+        threads = torch.get_num_threads()
+        return f"device {first.device} · weights {kind} · context {self.room:,} · threads {threads} · model by PyTorch"
+
     @torch.inference_mode()
     def embed(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Read texts in ids, together -> (N, D)."""

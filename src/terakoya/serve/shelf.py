@@ -126,7 +126,8 @@ class Shelf:
     """Models by name. `openers` open them, in a thread; `most` may be open, idle ones are closed after `idle` s.
 
     Adapters do not count among `most`: they live on a model that does. `room` tells (bytes free, bytes in all).
-    `weights` and `by` are those of `Engine`, for every model.
+    `weights` and `by` are those of `Engine`, for every model that writes. `drafts` open the smaller model that guesses
+    ahead for the one of that name; adapters go without.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Shelf:
         deterministic: bool = False,
         weights: Weights | None = None,
         by: By = "auto",
+        drafts: Mapping[str, Callable[[], Loaded]] | None = None,
         memory_bytes: int | None = None,
         room: Callable[[], tuple[int, int]] = memory.available,
     ) -> None:
@@ -147,6 +149,7 @@ class Shelf:
         self.deterministic, self.memory_bytes, self.room = deterministic, memory_bytes, room
         self.weights: Weights | None = weights
         self.by: By = by
+        self.drafts = dict(drafts or {})
         self.adapters: dict[str, Adapter] = {}
         self.open: dict[str, Served] = {}
         self.created = int(time.time())
@@ -242,7 +245,7 @@ class Shelf:
             if isinstance(loaded, Loaded) and loaded.spec.sort == "encoder":
                 loaded = Encoder(loaded)
             if isinstance(loaded, Encoder):
-                log.info("%s: open after %.1f s · reads only", name, time.monotonic() - begun)
+                self._reads(name, loaded, time.monotonic() - begun)
                 return Served(name, loaded.loaded, loaded)
             engine = Engine(
                 loaded,
@@ -252,6 +255,7 @@ class Shelf:
                 max_waiting=self.limits.waiting,
                 max_waiting_tokens=self.limits.queue(loaded.spec.context),
                 deterministic=self.deterministic,
+                draft=self.drafts[name]() if name in self.drafts else None,
                 memory_bytes=self.memory_bytes,
             )
         except RuntimeError as error:
@@ -267,6 +271,17 @@ class Shelf:
         self.failed.pop(name, None)
         log.info("%s: open after %.1f s · %s", name, time.monotonic() - begun, engine.describe())
         return Served(name, loaded, engine, base)
+
+    def _reads(self, name: str, encoder: Encoder, seconds: float) -> None:
+        """Say who computes an encoder, and name what was asked for and does not reach it."""
+        if self.by == "native":
+            problem = "does not reach a model that reads only: PyTorch computes it"
+            raise TerakoyaError("--by native", problem, hint="leave it out: who writes is native where that can be")
+        if name in self.drafts:
+            raise TerakoyaError("--draft", "guesses for models that write, and this one reads only")
+        log.info("%s: open after %.1f s · reads only · %s", name, seconds, encoder.describe())
+        if self.weights is not None:
+            log.warning("%s: --weights %s is for models that write: its weights stay as they are", name, self.weights)
 
     async def _make_room(self) -> None:
         """Close whoever has been idle longest, until one more may be open and memory is not short."""
