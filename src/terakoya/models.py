@@ -7,6 +7,8 @@ from pathlib import Path
 
 from terakoya.errors import MissingExtra, TerakoyaError, nearest
 from terakoya.ngram.folder import MODEL_TYPE, is_ngram, open_ngram
+from terakoya.train.elmo import MODEL_TYPE as ELMO
+from terakoya.train.elmo import is_elmo, open_elmo
 from terakoya.train.run import Run
 from terakoya.zoo.convert import Loaded, load
 
@@ -22,6 +24,9 @@ def open_model(name: str, *, device: str = "cpu", packed: bool = False) -> Loade
     if is_ngram(place):
         model, tokenizer = open_ngram(place)
         return Loaded(model.to(device), tokenizer, MODEL_TYPE)
+    if is_elmo(place):
+        vectors, tokenizer = open_elmo(place)
+        return Loaded(vectors.to(device), tokenizer, ELMO)
     return load(place, device=device, packed=packed)
 
 

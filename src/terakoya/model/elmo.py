@@ -8,7 +8,7 @@ direction, joined to the layer below from the second on; both directions share w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -160,3 +160,17 @@ class Mix(nn.Module):
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
         return self.gamma * torch.einsum("l,ltd->td", self.s.softmax(0), torch.stack(list(layers)))
+
+
+class ElmoVectors(Model):
+    """ELMo as a task uses it: hidden vectors are its layers of both directions, mixed; it scores no words."""
+
+    def __init__(self, elmo: Elmo) -> None:
+        nn.Module.__init__(self)
+        self.elmo, self.mix = elmo, Mix(elmo.plan.depth + 1)
+        self.spec = replace(elmo.spec, dim=2 * elmo.plan.dim, head=spec.Head(tied=False, scores="nothing"))
+        self.layers, self.head = nn.ModuleList(), Head(self.spec, nn.Embedding(1, 1, device="meta"))
+
+    def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
+        """Read in both directions: tokens (T,) -> (T, 2D)."""
+        return self.mix(self.elmo.both(tokens, ctx))

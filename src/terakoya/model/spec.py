@@ -413,7 +413,8 @@ class Model:
         if self.encoder is not None:
             return "encoder-decoder"
         mixers = [m for block in self.blocks for branch in block.branches for m in branch.mix]
-        return "encoder" if any(isinstance(m, Attention) and not m.causal for m in mixers) else "decoder"
+        looks = any(isinstance(m, Attention) and not m.causal for m in mixers)
+        return "encoder" if looks or self.head.scores == "nothing" else "decoder"
 
     def layers(self) -> tuple[Block, ...]:
         """Return the block of each layer, from the first to the last."""

@@ -11,7 +11,9 @@ from terakoya import config, device
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.build import parameters
+from terakoya.model.elmo import ElmoVectors
 from terakoya.tokenizer import Tokenizer
+from terakoya.train import elmo
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.loop import Loop, bare, flops_per_token
 from terakoya.train.optim import Optimizer
@@ -52,20 +54,26 @@ class Fitter(Loop):
         return {"loss": result.loss, "tokens": sum(len(m.tokens) for m in micros)}
 
     def flops_per_token(self) -> float:
+        if isinstance(self.model, ElmoVectors):
+            return 0.0
         return flops_per_token(self.model.spec, self.recipe.rows.context) * (1 / 3 if self.recipe.probe else 1)
 
     def save(self, done: int) -> Path:
         """Write a checkpoint: a plain model folder, the head beside it, the optimiser."""
         model, family = bare(self.model), self.loaded.family
         head = head_of(self.model)
+        weights = model.state_dict() if isinstance(model, ElmoVectors) else convert.tensors(model, family)
         tensors = {
-            "model/model": {n: t.contiguous().cpu() for n, t in convert.tensors(model, family).items()},
+            "model/model": {n: t.contiguous().cpu() for n, t in weights.items()},
             "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
         }
         extra = {"head/head.json": described(head.card)}
         if parts := {n: p.detach().cpu() for n, p in head.named_parameters()}:
             tensors["head/model"] = parts
-        files = convert.config_files(Loaded(model, self.tokenizer, family, self.loaded.config))
+        if isinstance(model, ElmoVectors):
+            files = {"config.json": elmo.said(model.elmo)}
+        else:
+            files = convert.config_files(Loaded(model, self.tokenizer, family, self.loaded.config))
         extra |= {f"model/{name}": data for name, data in files.items()}
         extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
         meta = {"step": done, "skipped": self.skipped, "data": self.work.fingerprint, "family": family}
@@ -79,8 +87,11 @@ class Fitter(Loop):
         if checkpoint.meta.get("data") != self.work.fingerprint:
             raise TerakoyaError(str(checkpoint.path), "was trained on other examples, or in another order")
         weights = checkpoint.tensors("model/model")
-        filled = convert.restored(self.model.spec, self.loaded.family, weights, str(checkpoint.path))
-        bare(self.model).load_state_dict(filled.state_dict())
+        if isinstance(model := bare(self.model), ElmoVectors):
+            elmo.restore(model, weights, str(checkpoint.path))
+        else:
+            filled = convert.restored(model.spec, self.loaded.family, weights, str(checkpoint.path))
+            model.load_state_dict(filled.state_dict())
         if parts := dict(head_of(self.model).named_parameters()):
             kept = checkpoint.tensors("head/model")
             for name, p in parts.items():
@@ -108,7 +119,7 @@ def prepare(run: Run, recipe: Fit, loaded: Loaded) -> Fitter:
     if recipe.probe and head.out is None:
         raise TerakoyaError("probe", "an embedding has no layer of its own that could learn")
     if recipe.probe:
-        beside = set(head.parameters())
+        beside = set(head.parameters()) | (set(model.mix.parameters()) if isinstance(model, ElmoVectors) else set())
         for p in parameters(model).values():
             p.requires_grad_(p in beside)
     if not (run.folder / "environment.json").exists():

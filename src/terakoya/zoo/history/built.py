@@ -109,7 +109,7 @@ NODES = (
             "文脈の中の単語ベクトル。両方向の言語モデルから作る",
         ),
         paper="Peters 2018, arXiv:1802.05365",
-        train="train.bilm on model.elmo.Elmo",
+        train="terakoya train recipes/elmo-ja-nano.toml",
         proof=Note(
             "the released model's equations number by number; 93.6 M parameters",
             "公開モデルの式との数値一致、9360 万パラメータ",

@@ -1,0 +1,190 @@
+"""Train ELMo's two language models, by the loop, the step and the checkpoints of all others; keep and open them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from terakoya import config, device
+from terakoya.data import Loader, Shards
+from terakoya.data.batch import Batch
+from terakoya.errors import TerakoyaError
+from terakoya.model.build import Init, initialise
+from terakoya.model.elmo import Elmo, ElmoPlan, ElmoVectors
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.bilm import bilm
+from terakoya.train.checkpoint import Checkpoint
+from terakoya.train.loop import Loop
+from terakoya.train.optim import AdamW, Optim, Optimizer
+from terakoya.train.prepare import prepare_data
+from terakoya.train.recipe import Budget, Corpus, Keep, Recipe, Rows, Vocabulary
+from terakoya.train.run import Run
+from terakoya.train.schedule import Cosine, Schedule
+from terakoya.train.step import Stepped
+from terakoya.zoo.convert import read_json
+from terakoya.zoo.weights import open_weights
+
+CONFIG, MODEL_TYPE = "config.json", "elmo"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ElmoRecipe:
+    """Everything that decides a run; a "word" is a piece of the tokenizer, read letter by letter."""
+
+    elmo: ElmoPlan = field(default_factory=ElmoPlan)
+    corpus: Corpus = field(default_factory=Corpus)
+    tokenizer: Vocabulary = field(default_factory=Vocabulary)
+    rows: Rows = field(default_factory=lambda: Rows(count=16, context=128))
+    budget: Budget = field(default_factory=lambda: Budget(steps=1000))
+    init: Init = field(default_factory=lambda: Init(std=0.08, out="plain"))
+    optim: Optim = field(default_factory=lambda: AdamW(lr=2e-3, weight_decay=0.01))
+    schedule: Schedule = field(default_factory=Cosine)
+    clip: float | None = 1.0
+    keep: Keep = field(default_factory=Keep)
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.budget.steps is None:
+            raise TerakoyaError("budget", "of ELMo is counted in steps", given="minutes")
+
+    @property
+    def compile(self) -> bool:
+        return False
+
+
+@dataclass(kw_only=True)
+class ElmoTrainer(Loop):
+    """A run of both language models."""
+
+    recipe: ElmoRecipe
+    loader: Loader
+    heldout: Shards
+    tokenizer: Tokenizer
+
+    @property
+    def plan(self) -> ElmoRecipe:
+        return self.recipe
+
+    @property
+    def steps(self) -> int:
+        assert self.recipe.budget.steps is not None
+        return self.recipe.budget.steps
+
+    def batches(self, step: int) -> Sequence[Batch]:
+        return self.loader.batch(step).split(self.recipe.rows.micro)
+
+    @torch.inference_mode()
+    def look(self, limit: int | None) -> dict[str, float]:
+        """Return bits per byte of the model that reads from the left, and of the one that reads from the right."""
+        nats, size = {"right": 0.0, "left": 0.0}, 0
+        rows = self.recipe.rows
+        for batch in Loader(self.heldout, rows=rows.count, context=rows.context, seed=0).evaluate():
+            found = bilm(self.model, batch.to(self.place.name)).metrics
+            nats = {way: nats[way] + found[way] for way in nats}
+            size += batch.bytes
+            if limit is not None and size >= limit:
+                break
+        bits = {way: n / math.log(2) / max(size, 1) for way, n in nats.items()}
+        return {"heldout_bits_per_byte": bits["right"], "heldout_bits_per_byte_back": bits["left"]}
+
+    def row(self, done: int, result: Stepped, micros: Sequence[Batch]) -> dict[str, Any]:
+        bits = result.loss * result.weight / math.log(2) / max(sum(m.bytes for m in micros), 1)
+        tokens = done * self.recipe.rows.count * self.recipe.rows.context
+        return {"loss": result.loss, "bits_per_byte": bits, "tokens": tokens}
+
+    def save(self, done: int) -> Path:
+        """Write weights, settings, tokenizer and optimiser."""
+        assert isinstance(self.model, Elmo)
+        extra = {f"model/{CONFIG}": said(self.model)}
+        extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
+        tensors = {
+            "model/model": {f"elmo.{n}": t.contiguous().cpu() for n, t in self.model.state_dict().items()},
+            "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
+        }
+        meta = {"step": done, "skipped": self.skipped, "data": self.loader.fingerprint, "family": MODEL_TYPE}
+        checkpoints = self.run.checkpoints(self.recipe.keep.count)
+        path = checkpoints.save(done, tensors, meta, extra)
+        checkpoints.prune()
+        return path
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of this run."""
+        if checkpoint.meta.get("data") != self.loader.fingerprint:
+            raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
+        held = checkpoint.tensors("model/model")
+        self.model.load_state_dict({n.removeprefix("elmo."): t for n, t in held.items()})
+        self.optimizer.load(checkpoint.tensors("optimizer"))
+        self.start = checkpoint.step
+        skipped = checkpoint.meta.get("skipped", 0)
+        self.skipped = skipped if isinstance(skipped, int) else 0
+
+
+def prepare(run: Run, recipe: ElmoRecipe, say: Callable[[str], None] = log.info) -> ElmoTrainer:
+    """Make tokenizer and shards where they are missing, and build or resume the model."""
+    device.keep_memory()
+    text = Recipe(corpus=recipe.corpus, tokenizer=recipe.tokenizer, rows=recipe.rows, seed=recipe.seed)
+    tokenizer = prepare_data(run, text, say)
+    train = Shards.open(run.train, tokenizer.hash(), verify=True)
+    heldout = Shards.open(run.heldout, tokenizer.hash(), verify=True)
+    loader = Loader(train, rows=recipe.rows.count, context=recipe.rows.context, seed=recipe.seed)
+    place = device.choose(recipe.device, "fp32")
+    model = initialise(Elmo(recipe.elmo, spelt(tokenizer)), recipe.seed, recipe.init).to(place.name)
+    made = ElmoTrainer(
+        run=run, recipe=recipe, model=model, optimizer=Optimizer(model, recipe.optim), place=place, loader=loader,
+        heldout=heldout, tokenizer=tokenizer, objective=bilm,
+    )  # fmt: skip
+    if (checkpoint := run.checkpoints(recipe.keep.count).latest()) is not None:
+        made.resume(checkpoint)
+    return made
+
+
+def spelt(tokenizer: Tokenizer) -> list[bytes]:
+    """Return the letters of every piece; of a control token, its name."""
+    names = {id: name.encode() for name, id in tokenizer.specials.items()}
+    return [names.get(id) or tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+
+
+def said(elmo: Elmo) -> bytes:
+    """Return the contents of config.json."""
+    told = {"model_type": MODEL_TYPE, "vocab_size": elmo.spec.vocab, **asdict(elmo.plan)}
+    return (json.dumps(told, indent=2) + "\n").encode()
+
+
+def is_elmo(path: Path) -> bool:
+    """Say whether a folder holds ELMo."""
+    return (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == MODEL_TYPE
+
+
+def open_elmo(folder: Path) -> tuple[ElmoVectors, Tokenizer]:
+    """Read a model and its tokenizer; where no task has learnt a mixture yet, the layers weigh the same."""
+    told, tokenizer = read_json(folder / CONFIG), Tokenizer.load(folder)
+    told.pop("model_type", None)
+    if (vocab := told.pop("vocab_size", None)) != tokenizer.vocab_size:
+        allowed = f"the tokenizer's {tokenizer.vocab_size}"
+        raise TerakoyaError(f"{folder / CONFIG}: vocab_size", given=vocab, allowed=allowed)
+    model = ElmoVectors(Elmo(config.build(ElmoPlan, told, place=str(folder / CONFIG)), spelt(tokenizer)))
+    weights = open_weights(folder)
+    restore(model, {name: weights.get(name) for name in weights}, str(folder))
+    return model, tokenizer
+
+
+def restore(model: ElmoVectors, weights: Mapping[str, Tensor], place: str) -> None:
+    """Copy in what `save`, or a task's run, has kept."""
+    own = model.state_dict()
+    lost = sorted(n for n in own if n not in weights and not n.startswith("mix."))
+    strange = sorted(n for n in weights if n not in own or weights[n].shape != own[n].shape)
+    if lost or strange:
+        raise TerakoyaError(
+            place, "holds other weights than its config.json says", given=", ".join((lost + strange)[:4])
+        )
+    model.load_state_dict(own | dict(weights))
