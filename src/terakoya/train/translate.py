@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -18,8 +17,7 @@ from terakoya.errors import TerakoyaError
 from terakoya.model.build import Init, initialise
 from terakoya.model.seq2seq import Pair, Seq2Seq
 from terakoya.tokenizer import Tokenizer, train
-from terakoya.train.checkpoint import Checkpoint
-from terakoya.train.loop import Loop
+from terakoya.train.kept import Kept, newest
 from terakoya.train.objective import causal
 from terakoya.train.optim import AdamW, Optim, Optimizer
 from terakoya.train.pairs import PairFile, Pairs, Texts, cut, held_out, texts
@@ -27,9 +25,8 @@ from terakoya.train.recipe import Budget, Keep, Vocabulary
 from terakoya.train.run import Run
 from terakoya.train.schedule import Cosine, Schedule
 from terakoya.train.step import Stepped
-from terakoya.zoo.convert import read_json
 
-CONFIG, MODEL_TYPE = "config.json", "seq2seq"
+MODEL_TYPE = "seq2seq"
 log = logging.getLogger(__name__)
 
 
@@ -63,11 +60,10 @@ class PairRecipe:
 
 
 @dataclass(kw_only=True)
-class Translator(Loop):
+class Translator(Kept):
     """A run on pairs."""
 
     recipe: PairRecipe
-    tokenizer: Tokenizer
     pairs: Pairs
     heldout: Pairs
 
@@ -104,30 +100,12 @@ class Translator(Loop):
         bits = result.loss * result.weight / math.log(2) / max(sum(m.bytes for m in micros), 1)
         return {"loss": result.loss, "bits_per_byte": bits, "pairs": done * self.recipe.rows}
 
-    def save(self, done: int) -> Path:
-        """Write weights, optimiser, settings and tokenizer."""
-        said = {"model_type": MODEL_TYPE, "vocab_size": self.tokenizer.vocab_size, **asdict(self.recipe.pairs)}
-        extra = {f"model/{CONFIG}": (json.dumps(said, indent=2) + "\n").encode()}
-        extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
-        tensors = {
-            "model/model": {n: t.contiguous().cpu() for n, t in self.model.state_dict().items()},
-            "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
-        }
-        meta = {"step": done, "skipped": self.skipped, "data": self.pairs.fingerprint}
-        checkpoints = self.run.checkpoints(self.recipe.keep.count)
-        path = checkpoints.save(done, tensors, meta, extra)
-        checkpoints.prune()
-        return path
+    @property
+    def fingerprint(self) -> str:
+        return self.pairs.fingerprint
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of this run."""
-        if checkpoint.meta.get("data") != self.pairs.fingerprint:
-            raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
-        self.model.load_state_dict(dict(checkpoint.tensors("model/model")))
-        self.optimizer.load(checkpoint.tensors("optimizer"))
-        self.start = checkpoint.step
-        skipped = checkpoint.meta.get("skipped", 0)
-        self.skipped = skipped if isinstance(skipped, int) else 0
+    def said(self) -> dict[str, Any]:
+        return {"model_type": MODEL_TYPE, "vocab_size": self.tokenizer.vocab_size, **asdict(self.recipe.pairs)}
 
 
 def prepare(run: Run, recipe: PairRecipe, say: Callable[[str], None] = log.info) -> Translator:
@@ -146,8 +124,7 @@ def prepare(run: Run, recipe: PairRecipe, say: Callable[[str], None] = log.info)
         run=run, recipe=recipe, model=model, optimizer=Optimizer(model, recipe.optim), place=place, tokenizer=tokenizer,
         pairs=pairs, heldout=heldout, objective=causal,
     )  # fmt: skip
-    if (checkpoint := run.checkpoints(recipe.keep.count).latest()) is not None:
-        made.resume(checkpoint)
+    made.resume()
     return made
 
 
@@ -163,12 +140,7 @@ def _tokenizer(run: Run, recipe: PairRecipe, learn: Sequence[Texts]) -> Tokenize
 
 def open_translator(folder: Path) -> tuple[Seq2Seq, Tokenizer]:
     """Open the newest model of a run."""
-    checkpoint = Run.open(folder).checkpoints().latest()
-    if checkpoint is None:
-        raise TerakoyaError(str(folder), "is a run without a checkpoint yet", hint=f"terakoya train {folder}")
-    said = read_json(checkpoint.path / "model" / CONFIG)
-    if said.pop("model_type", None) != MODEL_TYPE:
-        raise TerakoyaError(str(folder), "is no run on pairs", hint="train one: terakoya train recipes/translate.toml")
+    checkpoint, said = newest(folder, MODEL_TYPE, "recipes/translate.toml")
     vocab = said.pop("vocab_size")
     model = Seq2Seq(config.build(Pair, said, place=str(checkpoint.path)), vocab)
     model.load_state_dict(dict(checkpoint.tensors("model/model")))

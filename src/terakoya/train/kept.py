@@ -1,0 +1,72 @@
+"""Checkpoints of networks that have no words in Hugging Face's formats: their own names, and a config.json of ours."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from terakoya.errors import TerakoyaError
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.checkpoint import Checkpoint
+from terakoya.train.loop import Loop
+from terakoya.train.run import Run
+from terakoya.zoo.convert import read_json
+
+CONFIG = "config.json"
+
+
+@dataclass(kw_only=True)
+class Kept(Loop):
+    """A run whose model is saved as it is: weights, settings, tokenizer, optimiser."""
+
+    tokenizer: Tokenizer
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the data and its order."""
+
+    @abstractmethod
+    def said(self) -> dict[str, Any]:
+        """Return what config.json says: `model_type`, and all that is needed to build the network."""
+
+    def save(self, done: int) -> Path:
+        """Write a checkpoint of `done` steps."""
+        extra = {f"model/{CONFIG}": (json.dumps(self.said(), indent=2) + "\n").encode()}
+        extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
+        tensors = {
+            "model/model": {n: t.contiguous().cpu() for n, t in self.model.state_dict().items()},
+            "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
+        }
+        meta = {"step": done, "skipped": self.skipped, "data": self.fingerprint}
+        checkpoints = self.run.checkpoints(self.plan.keep.count)
+        path = checkpoints.save(done, tensors, meta, extra)
+        checkpoints.prune()
+        return path
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint of this run, where there is one."""
+        checkpoint = self.run.checkpoints(self.plan.keep.count).latest()
+        if checkpoint is None:
+            return
+        if checkpoint.meta.get("data") != self.fingerprint:
+            raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
+        self.model.load_state_dict(checkpoint.tensors("model/model"))
+        self.optimizer.load(checkpoint.tensors("optimizer"))
+        self.start = checkpoint.step
+        skipped = checkpoint.meta.get("skipped", 0)
+        self.skipped = skipped if isinstance(skipped, int) else 0
+
+
+def newest(folder: Path, kind: str, recipe: str) -> tuple[Checkpoint, dict[str, Any]]:
+    """Return the newest checkpoint of a run of this kind, and what its config.json says beside `model_type`."""
+    checkpoint = Run.open(folder).checkpoints().latest()
+    if checkpoint is None:
+        raise TerakoyaError(str(folder), "is a run without a checkpoint yet", hint=f"terakoya train {folder}")
+    told = read_json(checkpoint.path / "model" / CONFIG)
+    if told.pop("model_type", None) != kind:
+        raise TerakoyaError(str(folder), f"is no run of {kind}", hint=f"train one: terakoya train {recipe}")
+    return checkpoint, told
