@@ -58,8 +58,8 @@ def test_captions_find_pictures_that_were_never_seen() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     with torch.no_grad():
-        words = F.normalize(model.read(tokens, lengths), dim=-1)
-        right = [(F.normalize(model.see(batch(1000 + i)), dim=-1) @ words.T).argmax(1).tolist() for i in range(8)]
+        words = F.normalize(model.caption(tokens, lengths), dim=-1)
+        right = [(F.normalize(model.look(batch(1000 + i)), dim=-1) @ words.T).argmax(1).tolist() for i in range(8)]
     share = np.mean([np.array(row) == np.arange(len(CAPTIONS)) for row in right])
     assert share > 0.6, share  # by chance: one in twelve
 
@@ -68,8 +68,8 @@ def test_the_loss_is_the_papers_and_every_weight_learns() -> None:
     model, (tokens, lengths) = towers(), texts()
     loss = model.loss(batch(0), tokens, lengths)
     with torch.no_grad():
-        a = model.see(batch(0)).double().numpy()
-        b = model.read(tokens, lengths).double().numpy()
+        a = model.look(batch(0)).double().numpy()
+        b = model.caption(tokens, lengths).double().numpy()
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     scores = a @ b.T / 0.07
     both = [-np.log(np.exp(s).diagonal() / np.exp(s).sum(1)).mean() for s in (scores, scores.T)]

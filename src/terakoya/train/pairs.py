@@ -44,19 +44,26 @@ Texts = tuple[str, str]
 
 def texts(plan: PairFile) -> Iterator[Texts]:
     """Read the rows; one without both texts is named."""
-    with opened(plan.path) as file:
-        for number, offset, line in lines(file, plan.path):
-            if plan.limit is not None and number > plan.limit:
+    for _, (read, write) in fields(plan.path, (plan.read, plan.write), plan.limit):
+        yield read, write
+
+
+def fields(path: Path, names: Sequence[str], limit: int | None) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place of each row of a .jsonl(.zst) file and its texts under `names`; one without them is named."""
+    with opened(path) as file:
+        for number, offset, line in lines(file, path):
+            if limit is not None and number > limit:
                 return
-            place = f"{plan.path}:{number}"
+            place = f"{path}:{number}"
             try:
                 row = json.loads(decoded(line, place, offset))
             except (ValueError, RecursionError):
                 raise TerakoyaError(place, "is no JSON") from None
-            pair = tuple(row.get(name) if isinstance(row, dict) else None for name in (plan.read, plan.write))
-            if not all(isinstance(text, str) and text.strip() for text in pair):
-                raise TerakoyaError(place, f"needs texts under {plan.read!r} and {plan.write!r}")
-            yield pair  # pyright: ignore[reportReturnType]
+            found = [row.get(name) if isinstance(row, dict) else None for name in names]
+            kept = [text for text in found if isinstance(text, str) and text.strip()]
+            if len(kept) < len(names):
+                raise TerakoyaError(place, f"needs texts under {' and '.join(map(repr, names))}")
+            yield place, kept
 
 
 def held_out(text: str, share: float) -> bool:

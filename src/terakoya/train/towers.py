@@ -20,7 +20,7 @@ COLDEST = 1 / 0.07  # what the cosines are multiplied with at first (§2.5)
 HOTTEST = 100.0  # and at most
 
 
-class Towers(nn.Module):
+class Towers(Model):
     """Two encoders and the room where their vectors meet.
 
     The spec is that of the text encoder, with the image encoder as its `sight`: the vector of the whole image and that
@@ -28,10 +28,10 @@ class Towers(nn.Module):
     """
 
     def __init__(self, s: spec.Model, width: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         if s.sight is None:
             raise TerakoyaError("model.sight", "is missing: there is nothing to see with")
-        self.text = Model(s)
+        self.spec, self.text = s, Model(s)
         self.image = nn.Linear(s.sight.dim, width, bias=False)
         self.words = nn.Linear(s.dim, width, bias=False)
         self.scale = nn.Parameter(torch.tensor(math.log(COLDEST)))
@@ -45,17 +45,17 @@ class Towers(nn.Module):
                 layer.weight.copy_(drawn * layer.in_features**-0.5)
         return self
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def look(self, pixels: Tensor) -> Tensor:
         """Make one vector of each picture: pixels (N, 3, size, size), prepared -> (N, width)."""
         eye = self.text.sight
         assert isinstance(eye, Sight)
         return self.image(eye.after(eye.look(pixels)[:, 0]))
 
-    def read(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    def caption(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """Make one vector of each text: tokens (T,) of texts side by side -> (N, width)."""
         ctx = Packed(lengths, tokens.device)
         return self.words(pooled(self.text(tokens, ctx), torch.tensor(ctx.cu, device=tokens.device), "last"))
 
     def loss(self, pixels: Tensor, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
         """Tell each picture's caption among those of the batch and each caption's picture: -> (), the mean of both."""
-        return clip(self.see(pixels), self.read(tokens, lengths), self.scale.exp().clamp(max=HOTTEST))
+        return clip(self.look(pixels), self.caption(tokens, lengths), self.scale.exp().clamp(max=HOTTEST))
