@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from terakoya import corpus
-from terakoya.cli.use import documents
+from terakoya.cli.weigh import documents
 from terakoya.data import Shards
 from terakoya.engine.stretch import stretched
 from terakoya.model.context import Packed

@@ -6,10 +6,6 @@ import importlib.util
 from pathlib import Path
 
 from terakoya.errors import MissingExtra, TerakoyaError, nearest
-from terakoya.ngram.folder import MODEL_TYPE, is_ngram, open_ngram
-from terakoya.train.elmo import MODEL_TYPE as ELMO
-from terakoya.train.elmo import is_elmo, open_elmo
-from terakoya.train.run import Run
 from terakoya.zoo.convert import Loaded, load
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -21,19 +17,33 @@ HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.txt")
 def open_model(name: str, *, device: str = "cpu", packed: bool = False) -> Loaded:
     """Open the model that `name` stands for; `packed`: the blocks of a GGUF file stay as they are."""
     place = find(name)
+    return _older(place, device) or load(place, device=device, packed=packed)
+
+
+def _older(place: Path, device: str) -> Loaded | None:
+    """Open what is no model of `zoo`: n-grams and ELMo, which nobody else waits for."""
+    if not (place / "config.json").is_file():
+        return None
+    from terakoya.ngram.folder import MODEL_TYPE as NGRAM
+    from terakoya.ngram.folder import is_ngram, open_ngram
+    from terakoya.train.elmo import MODEL_TYPE as ELMO
+    from terakoya.train.elmo import is_elmo, open_elmo
+
     if is_ngram(place):
         model, tokenizer = open_ngram(place)
-        return Loaded(model.to(device), tokenizer, MODEL_TYPE)
+        return Loaded(model.to(device), tokenizer, NGRAM)
     if is_elmo(place):
         vectors, tokenizer = open_elmo(place)
         return Loaded(vectors.to(device), tokenizer, ELMO)
-    return load(place, device=device, packed=packed)
+    return None
 
 
 def find(name: str) -> Path:
     """Return the folder or file of a model: a path, the newest whole checkpoint of a run, a package, or the Hub's."""
     path = Path(name).expanduser()
     if (path / "recipe.toml").is_file():
+        from terakoya.train.run import Run
+
         checkpoint = Run.open(path).checkpoints().latest()
         if checkpoint is None:
             raise TerakoyaError(

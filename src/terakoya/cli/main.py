@@ -330,7 +330,7 @@ VERBS: dict[str, tuple[str, Add]] = {
     "lineage": ("The tree of language models. 言語モデルの系譜を描く。", _lineage),
 }
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it
-MODULES = {"show": "train", "generate": "use", "chat": "use", "eval": "use", "convert": "use"}
+MODULES = {"show": "train", "generate": "use", "chat": "use", "eval": "weigh"}
 MODULES |= dict.fromkeys(("fill", "embed", "classify"), "understand")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from terakoya.cli import show as screen
 from terakoya.cli.train import fit
-from terakoya.cli.use import continuation, documents, talk, tokenizer_of
+from terakoya.cli.use import continuation, talk, tokenizer_of
+from terakoya.cli.weigh import documents
 from terakoya.data import Shards
 from terakoya.engine.chat import Chat
 from terakoya.engine.runner import fastest

@@ -1,4 +1,4 @@
-"""terakoya generate, chat, eval, convert: use a model."""
+"""terakoya generate, chat: use a model. Nothing is imported that the first token would wait for in vain."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from terakoya import corpus
-from terakoya.cli import show as screen
-from terakoya.cli.beside import opened as beside
-from terakoya.cli.folder import new_folder
-from terakoya.data import Shards
 from terakoya.engine.chat import Chat, Reply
 from terakoya.engine.generate import generate as continued
 from terakoya.engine.native import NativeModel
@@ -23,13 +16,8 @@ from terakoya.engine.runner import NativeRunner, described, runner
 from terakoya.engine.sampling import Sampling
 from terakoya.engine.stretch import stretched
 from terakoya.errors import TerakoyaError
-from terakoya.eval.masked import pseudo
-from terakoya.eval.perplexity import score
 from terakoya.models import open_model
 from terakoya.tokenizer import Tokenizer
-from terakoya.train.run import Run
-from terakoya.zoo import convert as files
-from terakoya.zoo.config_json import in_their_words
 from terakoya.zoo.convert import Loaded
 
 
@@ -91,8 +79,17 @@ def _stdin() -> str:
 
 def opened(args: argparse.Namespace) -> Loaded:
     """Open the model that was named, its positions scaled where that is asked for."""
-    loaded = beside(args.model) or open_model(args.model, packed=args.by != "torch")
+    loaded = _adapted(args.model) or open_model(args.model, packed=args.by != "torch")
     return loaded if args.rope is None else stretched(loaded, args.rope)
+
+
+def _adapted(name: str) -> Loaded | None:
+    """Open a run as base and adapter where it has no model of its own."""
+    if not (Path(name).expanduser() / "recipe.toml").is_file():
+        return None
+    from terakoya.cli.beside import opened
+
+    return opened(name)
 
 
 def ready(args: argparse.Namespace, loaded: Loaded | None = None) -> tuple[Any, Tokenizer]:
@@ -147,6 +144,8 @@ def _aided(args: argparse.Namespace, how: Sampling) -> None:
 
 def talk(chat: Chat, how: Sampling, questions: Iterable[str] = ()) -> None:
     """Ask the questions, or read them from the terminal until an empty line, /exit or the end of input."""
+    from terakoya.cli import show as screen
+
     questions = list(questions)
     for question in questions or _typed():
         if question == "/reset":
@@ -163,6 +162,8 @@ def talk(chat: Chat, how: Sampling, questions: Iterable[str] = ()) -> None:
 
 
 def _answer(reply: Reply) -> None:
+    from terakoya.cli import show as screen
+
     began = time.perf_counter()
     if reply.notice:
         screen.console.print(f"[dim]({reply.notice})[/dim]")
@@ -180,6 +181,8 @@ def _answer(reply: Reply) -> None:
 
 
 def _typed() -> Iterator[str]:
+    from terakoya.cli import show as screen
+
     screen.console.print(
         "[dim]an empty line or /exit ends, /reset begins anew · 空行か /exit で終了、/reset で最初から[/dim]"
     )
@@ -195,84 +198,3 @@ def _typed() -> Iterator[str]:
 
 def _plain(text: str) -> str:
     return text.replace("[", r"\[")
-
-
-def eval(args: argparse.Namespace) -> None:
-    """Print perplexity and bits per byte."""
-    if args.limit < 1:
-        raise TerakoyaError("--limit", given=args.limit, allowed="1 or more bytes")
-    loaded = open_model(args.model)
-    tokenizer = tokenizer_of(loaded)
-    if args.text:
-        texts, place = (d.text for d in corpus.read(Path(args.text))), args.text
-    elif (Path(args.model) / "data" / "heldout").exists():
-        run = Run.open(Path(args.model))
-        texts, place = documents(Shards.open(run.heldout, tokenizer.hash(), verify=True), tokenizer), str(run.heldout)
-    else:
-        raise TerakoyaError("eval", "needs a text", hint="give --text PATH")
-    if loaded.spec.sort == "encoder":
-        _masked(loaded, tokenizer, args, _limited(texts, args.limit))
-        return
-    began = time.perf_counter()
-    found = score(loaded.model, tokenizer, _limited(texts, args.limit), window=args.window)
-    seconds = time.perf_counter() - began
-    head = ("text", "bytes", "tokens", "nats/token", "perplexity", "bits/byte", "tokens/s")
-    row = (
-        place, f"{found.bytes:,}", f"{found.tokens:,}", f"{found.nats / found.tokens:.4f}", f"{found.perplexity:.2f}",
-        f"{found.bits_per_byte:.4f}", f"{found.tokens / seconds:,.0f}",
-    )  # fmt: skip
-    screen.table(f"{args.model}", head, [row])
-
-
-def _masked(loaded: Loaded, tokenizer: Tokenizer, args: argparse.Namespace, texts: Iterable[str]) -> None:
-    found = pseudo(loaded.model, tokenizer, texts, window=args.window)
-    head = ("pseudo-log-likelihood", "bytes", "tokens", "nats/token", "pseudo-perplexity")
-    per = f"{found.nats / found.tokens:.4f}"
-    row = ("each token hidden in turn", f"{found.bytes:,}", f"{found.tokens:,}", per, f"{found.perplexity:.2f}")
-    note = "not a likelihood: it sees both sides of each token, so it does not compare with a decoder's perplexity"
-    screen.table(f"{args.model}", head, [row], note)
-
-
-def documents(shards: Shards, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the texts of shards."""
-    ends = [*shards.starts[1:], shards.tokens]
-    for begin, end in zip(shards.starts, ends, strict=True):
-        yield tokenizer.decode(shards.slice(int(begin), int(end)).tolist())
-
-
-def _limited(texts: Iterable[str], limit: int) -> Iterator[str]:
-    for text in texts:
-        if limit <= 0:
-            return
-        data = text.encode()
-        if len(data) > limit:
-            screen.console.print(f"[dim]scored the first {limit:,} bytes of what is left; raise --limit for more[/dim]")
-            text = data[:limit].decode("utf-8", "ignore")
-        limit -= len(data)
-        yield text
-
-
-def convert(args: argparse.Namespace) -> None:
-    """Write a model as a Hugging Face folder or as a GGUF file, packed weights as numbers first."""
-    if args.to == "gguf":
-        _to_gguf(args)
-        return
-    with new_folder(args.out) as folder:
-        loaded = files.plain(open_model(args.model))
-        files.save(loaded, folder, dtype=getattr(torch, args.dtype))
-    count = sum(p.numel() for p in loaded.model.parameters())
-    opens = "" if loaded.config or in_their_words(loaded.spec, loaded.family) else ", which terakoya alone can open"
-    screen.console.print(f"{loaded.family}: {count:,} parameters in {args.out}{opens}", markup=False)
-
-
-def _to_gguf(args: argparse.Namespace) -> None:
-    from terakoya.zoo.gguf_model import save_gguf
-
-    out = Path(args.out)
-    if out.exists():
-        raise TerakoyaError(str(out), "exists already", hint="choose a new file")
-    if not out.parent.is_dir():
-        raise TerakoyaError(str(out.parent), "is no folder")
-    kinds = save_gguf(open_model(args.model), out, args.type)
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    screen.console.print(f"{out.stat().st_size / 1e6:,.1f} MB in {out}: {told} tensors", markup=False)

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -160,14 +161,16 @@ class Arena:
         self._fills.append((at, size, fill))
         return at
 
-    def build(self) -> np.ndarray:
-        """Allocate and fill: (bytes,) uint8, at the start of a page."""
+    def build(self, threads: int = 1) -> np.ndarray:
+        """Allocate and fill, by so many threads at once: (bytes,) uint8, at the start of a page."""
         pages = mmap.mmap(-1, self.size + 4096)  # kernels read ahead of the end
         if hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)
         whole = np.frombuffer(pages, np.uint8)
-        for at, size, fill in self._fills:
-            fill(whole[at : at + size])
+        with ThreadPoolExecutor(threads) as pool:  # copying and packing let go of Python's lock
+            done = [pool.submit(fill, whole[at : at + size]) for at, size, fill in self._fills]
+            for one in done:
+                one.result()
         self._fills.clear()
         return whole
 
@@ -203,7 +206,7 @@ class Program:
         isa = os.environ.get(ISA, "")
         if isa and isa not in isas():
             raise TerakoyaError(f"${ISA}", given=isa, allowed=isas())
-        self.weights = code.arena.build()
+        self.weights = code.arena.build(threads)
         self.length = len(code.instructions)
         array = (Instruction * self.length)(*code.instructions)
         for number, name, at in code.places:

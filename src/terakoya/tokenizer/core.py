@@ -55,20 +55,17 @@ class Tokenizer:
         self.unk = _unknown(description, pieces)
         self.specials: Mapping[str, int] = MappingProxyType(_controls(description, pieces, self.unk, (bos, eos, pad)))
         self.template = _known(template)
-        self._source = json.dumps(description, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        self._description: Json | None = description  # until somebody asks for its text
+        self._text = ""
         self._build(description, pieces)
 
     def _build(self, description: Json, pieces: Mapping[int, str]) -> None:
         unknown = None if self.unk is None else pieces[self.unk]
         self._spelling = Spelling(self.name, description)
-        self._bytes = [b""] * self.vocab_size
-        added = {t["id"] for t in description["added_tokens"]}
-        control = set(self.specials.values())
-        for id, piece in pieces.items():
-            if id not in control:
-                self._bytes[id] = piece.encode() if id in added else self._spelling.bytes(piece)
-        if self.unk is not None and self.unk not in control:
-            self._bytes[self.unk] = pieces[self.unk].encode()
+        self._spelling.bytes("a")  # what cannot be spelt is said now; the pieces are spelt as they are used
+        self._bytes: list[bytes | None] = [None] * self.vocab_size
+        self._pieces = pieces
+        self._added = {t["id"] for t in description["added_tokens"]}
         self._names = {id: piece for piece, id in self.specials.items()}
         bare = plain(self.name, description, dict(pieces), self.specials, unknown)
         inside, self._scheme = inner(bare)
@@ -144,7 +141,16 @@ class Tokenizer:
         """The bytes that one id stands for; none for a control token."""
         if not 0 <= id < self.vocab_size:
             raise TerakoyaError("token id", f"is outside the vocabulary (0 to {self.vocab_size - 1})", given=int(id))
-        return self._bytes[id]
+        found = self._bytes[id]
+        if found is None:
+            found = self._bytes[id] = self._spelt(id)
+        return found
+
+    def _spelt(self, id: int) -> bytes:
+        piece = self._pieces.get(id)
+        if piece is None or id in self._names:
+            return b""
+        return piece.encode() if id in self._added or id == self.unk else self._spelling.bytes(piece)
 
     def decode(self, ids: Iterable[int], *, specials: bool = False) -> str:
         """Join the bytes of `ids` and read them as UTF-8; what is none becomes U+FFFD. Control tokens show if asked."""
@@ -166,7 +172,7 @@ class Tokenizer:
         """Bytes of UTF-8 that a byte-level vocabulary has no piece for: `encode` leaves them out, as its makers do."""
         if not self._spelling.byte_level:
             return frozenset()
-        have = {piece[0] for piece in self._bytes if len(piece) == 1}
+        have = {piece[0] for piece in map(self.token_bytes, range(self.vocab_size)) if len(piece) == 1}
         return frozenset({*range(0xC0), *range(0xC2, 0xF5)} - have)
 
     # ---- control tokens
@@ -196,6 +202,15 @@ class Tokenizer:
         return Tokenizer(self.description(), name=self.name, template=name, jinja=None, **marks)
 
     # ---- files
+
+    @property
+    def _source(self) -> str:
+        """The contents of tokenizer.json, always written in the same way: once, when somebody asks."""
+        description = self._description
+        if description is not None:
+            self._text = json.dumps(description, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+            self._description = None  # last: another thread finds the one or the other
+        return self._text
 
     def description(self) -> Json:
         """The contents of tokenizer.json."""

@@ -55,7 +55,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Seque
     if style is None:
         names = [n for group in _PRE.values() for n in group]
         raise TerakoyaError(f"{_KEY}pre", "is not known", given=pre, allowed=names, hint=nearest(str(pre), names))
-    merges = [_merge(i, m) for i, m in enumerate(_rows(metadata, "merges"))]
+    merges = _merges(_rows(metadata, "merges"))
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
@@ -127,6 +127,14 @@ def _word(value: Any) -> str:
     if isinstance(value, bytes | bytearray):
         return bytes(value).decode("utf-8", "replace")
     raise TerakoyaError(f"{_KEY}tokens", "must be text", given=type(value).__name__)
+
+
+def _merges(rows: Sequence[Any]) -> list[list[str]]:
+    """Cut every merge at its first space; a loop with names for errors only where there is one."""
+    found = [row.split(" ", 1) for row in rows if type(row) is str]
+    if len(found) == len(rows) and all(len(pair) == 2 and pair[0] and pair[1] for pair in found):
+        return found
+    return [_merge(i, row) for i, row in enumerate(rows)]
 
 
 def _merge(at: int, row: Any) -> list[str]:

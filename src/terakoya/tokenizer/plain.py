@@ -23,9 +23,13 @@ def vocabulary(place: str, description: Json) -> dict[int, str]:
     if not isinstance(model, dict) or model.get("type", "BPE") not in _MODELS:
         given = model.get("type") if isinstance(model, dict) else model
         raise TerakoyaError(f"{place} model.type", "is no model we know", given=given, allowed=_MODELS)
+    rows = _model_pieces(place, model)
     found: dict[int, str] = {}
-    for piece, id in _model_pieces(place, model):
-        _put(place, found, id, piece)
+    if _orderly(rows):
+        found = {id: piece for piece, id in rows}
+    else:  # one by one, to say what is wrong
+        for piece, id in rows:
+            _put(place, found, id, piece)
     for token in description.get("added_tokens") or []:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise TerakoyaError(f"{place} added_tokens", "must be objects with a content", given=token)
@@ -45,6 +49,13 @@ def _model_pieces(place: str, model: Json) -> list[tuple[Any, Any]]:
     if not isinstance(vocab, dict):
         raise TerakoyaError(f"{place} model.vocab", "must map pieces to ids")
     return list(vocab.items())
+
+
+def _orderly(rows: list[tuple[Any, Any]]) -> bool:
+    """Whether these are pieces with ids within bounds, none of them twice."""
+    ids = {id for _, id in rows if type(id) is int}
+    pieces = all(type(piece) is str for piece, _ in rows)
+    return pieces and len(ids) == len(rows) > 0 and min(ids) >= 0 and max(ids) < MOST_IDS
 
 
 def _put(place: str, found: dict[int, str], id: Any, piece: Any) -> None:
