@@ -6,11 +6,13 @@ A is a diagonal (D, N) or a matrix per channel (D, N, N), complex or real.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from terakoya.ops import recur
+from terakoya.ops import recur, triton
 from terakoya.ops.sequences import Chunks, Sequences
 
 CHUNK = 64
@@ -27,6 +29,14 @@ def invariant(
         return (c * x).sum(-1).real, x
     if a.dim() == 2 and a.is_complex() and recur.able(2 * a.shape[1], u, a, b, c, start):
         return recur.diagonal(u, a, b, c, start, sequences)
+    if a.dim() == 2 and a.is_complex() and triton.able(a.shape[1], u, a, b, c, start):
+        from terakoya.ops.triton import recurrences
+
+        return recurrences.diagonal(u, a, b, c, start, sequences, partial(_pieces, sequences))
+    return _pieces(sequences, u, a, b, c, start)
+
+
+def _pieces(sequences: Sequences, u: Tensor, a: Tensor, b: Tensor, c: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     chunks = sequences.chunks(CHUNK)
     C = chunks.size
     powers = [a]

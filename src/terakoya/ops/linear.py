@@ -7,10 +7,12 @@ CPU the loop itself runs in C, which is faster still where heads are narrow.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from terakoya.ops import recur
+from terakoya.ops import recur, triton
 from terakoya.ops.sequences import Chunks, Sequences
 
 CHUNK = 64
@@ -30,6 +32,16 @@ def decayed(
     if recur.able(k.shape[2], q, k, v, g, start):
         fade = torch.ones_like(k) if g is None else g.exp()[..., None].expand_as(k)
         return recur.matrix(q, fade, k, v, None, None, start, sequences)
+    if triton.able(k.shape[2], q, k, v, g, start):
+        from terakoya.ops.triton import recurrences
+
+        return recurrences.decayed(q, k, v, g, start, sequences, partial(_decayed, sequences))
+    return _decayed(sequences, q, k, v, g, start)
+
+
+def _decayed(
+    sequences: Sequences, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, start: Tensor
+) -> tuple[Tensor, Tensor]:
     chunks = sequences.chunks(CHUNK)
     q, k, v = (_heads(chunks, t) for t in (q, k, v))
     total, between = _decays(chunks, g, q)
@@ -58,6 +70,16 @@ def delta(
     if recur.able(k.shape[2], q, k, v, g, beta, start):
         fade, wrote = g.exp()[..., None], beta[..., None] * k
         return recur.matrix(q, fade.expand_as(k), wrote, v, fade * k, -wrote, start, sequences)
+    if triton.able(k.shape[2], q, k, v, g, beta, start):
+        from terakoya.ops.triton import recurrences
+
+        return recurrences.delta(q, k, v, g, beta, start, sequences, partial(_delta, sequences))
+    return _delta(sequences, q, k, v, g, beta, start)
+
+
+def _delta(
+    sequences: Sequences, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
     chunks = sequences.chunks(CHUNK)
     q, k, v = (_heads(chunks, t) for t in (q, k, v))
     weight = _heads(chunks, beta[..., None])
@@ -89,6 +111,16 @@ def general(
         return _read(r, s), s
     if recur.able(k.shape[2], r, w, k, v, a, b, start):
         return recur.matrix(r, w.exp(), k, v, a, b, start, sequences)
+    if triton.able(k.shape[2], r, w, k, v, a, b, start):
+        from terakoya.ops.triton import recurrences
+
+        return recurrences.general(r, w, k, v, a, b, start, sequences, partial(_general, sequences))
+    return _general(sequences, r, w, k, v, a, b, start)
+
+
+def _general(
+    sequences: Sequences, r: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
     chunks = sequences.chunks(SMALL)
     r, w, k, v, a, b = (_heads(chunks, t) for t in (r, w, k, v, a, b))
     total = w.cumsum(-2)

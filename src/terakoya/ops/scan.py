@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terakoya.ops import triton
 from terakoya.ops.sequences import Sequences
 
 CHUNK = 32
@@ -73,6 +74,10 @@ class _Scan(torch.autograd.Function):
 
 
 def _run(a: Tensor, b: Tensor, start: Tensor, sequences: Sequences) -> Tensor:
+    if not b.is_complex() and triton.able(1, a, b, start):
+        from terakoya.ops.triton import recurrences
+
+        return recurrences.scan(a, b, start, sequences)
     chunks = sequences.chunks(CHUNK)
     a, h = chunks.cut(a, 1.0), chunks.cut(b)
     h = h.clone() if chunks.whole else h

@@ -7,13 +7,14 @@ Only the states before each block are kept for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from terakoya.ops import recur
+from terakoya.ops import recur, triton
 from terakoya.ops.sequences import Sequences
 
 BLOCK = 32  # tokens
@@ -30,7 +31,15 @@ def selective(
         return (h @ c[..., None])[..., 0], h
     if recur.able(a.shape[1], u, dt, a, b, c, start):
         return recur.selective(u, dt, a, b, c, start, sequences)
-    return _Selective.apply(u, dt, a, b, c, start, sequences)  # type: ignore[return-value]
+    if triton.able(a.shape[1], u, dt, a, b, c, start):
+        from terakoya.ops.triton import recurrences
+
+        return recurrences.selective(u, dt, a, b, c, start, sequences, partial(_blocks, sequences))
+    return _blocks(sequences, u, dt, a, b, c, start)
+
+
+def _blocks(sequences: Sequences, *given: Tensor) -> tuple[Tensor, Tensor]:
+    return _Selective.apply(*given, sequences)  # type: ignore[return-value]
 
 
 class _Selective(torch.autograd.Function):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from terakoya.ops import recur
+from terakoya.ops import recur, triton
 from terakoya.ops.convolve import shift
 from terakoya.ops.scan import peak, scan
 from terakoya.ops.sequences import Sequences
@@ -28,6 +30,16 @@ def wkv(
         total, most = nothing(k, sequences)
     if recur.able(1, k, v, w, u, total, most):
         return recur.wkv(k, v, w, u, total, most, sequences)
+    if triton.able(1, k, v, w, u, total, most):
+        from terakoya.ops.triton import recurrences
+
+        return recurrences.wkv(k, v, w, u, total, most, sequences, partial(_scans, sequences))
+    return _scans(sequences, k, v, w, u, total, most)
+
+
+def _scans(
+    sequences: Sequences, k: Tensor, v: Tensor, w: Tensor, u: Tensor, total: Tensor, most: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     m, m_before, m_last = peak(k.detach(), w.detach(), sequences, most)
     keep = torch.exp(m_before + w - m)
     grow = torch.exp(k - m)
