@@ -39,6 +39,7 @@ from terakoya.train.objectives.rows import Rich, dice
 from terakoya.train.objectives.signs import FIM, MODES, Signs, sentinels
 from terakoya.train.objectives.spans import cut, gaps, left_out
 from terakoya.train.objectives.words import by_mecab, by_script, starts
+from terakoya.zoo import lineage
 from tests.train.objective_fakes import TEXTS, batch_of, both, made, small, some, table, tokenizer
 
 SIGNS = Signs(tokenizer())
@@ -248,9 +249,10 @@ def test_pair_loss_by_hand() -> None:
 # Replaced tokens
 
 
-def test_detection_by_hand() -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_detection_by_hand(tied: bool) -> None:
     """A generator and a discriminator of zeros: log V a gap, and 50 · log 2 a token."""
-    plan = Rtd(weight=50.0)
+    plan = Rtd(weight=50.0, tied=tied)
     task, s = task_of(plan), small(causal=False)
     model = made(s, task)
     with torch.no_grad():
@@ -269,6 +271,19 @@ def test_generator_reads_the_same_table_and_is_smaller() -> None:
     beside = {n: p for n, p in model.named_parameters() if n.startswith("extra.generator")}
     assert not any("embed.token" in n for n in beside)
     assert sum(p.numel() for p in beside.values()) < sum(p.numel() for p in model.layers.parameters())
+
+
+def test_a_model_that_is_its_own_generator() -> None:
+    """Both tasks reach the same weights, and beside the model stands a head only."""
+    s, plan = small(causal=False), Rtd(tied=True)
+    task = task_of(plan)
+    model = made(s, task)
+    assert all(n.startswith("extra.detect.") for n, _ in model.named_parameters() if n.startswith("extra."))
+    batch = task.arrange(some(), 0)
+    task.loss(model, replace(batch, weights=batch.weights * 0)).loss.backward()  # the gaps alone
+    assert all(p.grad is not None and p.grad.any() for p in model.layers.parameters())
+    with pytest.raises(TerakoyaError, match="tied"):
+        plan.check(lineage.base("electra"))
 
 
 # Orders and prefixes

@@ -31,6 +31,7 @@ class Rtd(Plan):
     """Replaced-token detection (Clark 2020). The model trained is the discriminator; the generator stays in the run."""
 
     generator: float = 0.25  # width of the generator, as a share of the model's
+    tied: bool = False  # True: the model is its own generator, with a head for each task (§3.2, "tying all weights")
     weight: float = 50.0  # of the discriminator's loss
     mlm: Mlm = field(default_factory=lambda: Mlm(mask=1.0, random=0.0))
 
@@ -49,16 +50,25 @@ class Rtd(Plan):
     def room(self, context: int, joined: bool) -> int:
         return context + 2
 
+    def check(self, s: spec.Model) -> None:
+        super().check(s)
+        if self.tied and s.head.scores != "words":
+            hint = "model = bert/nano, or objective.tied=false"
+            raise TerakoyaError("objective.tied", "the model must name tokens too", given=s.head.scores, hint=hint)
+
     def task(self, tokenizer: Tokenizer, s: spec.Model, seed: int) -> Task:
         return _Detecting(self, tokenizer, seed)
 
 
 class Adversary(nn.Module):
-    """The generator, which reads through the discriminator's token table, and a head where the model has none."""
+    """The generator, which reads through the discriminator's token table, and a head where the model has none.
 
-    def __init__(self, s: spec.Model, share: float) -> None:
+    `share` None: no generator, the model fills its own gaps.
+    """
+
+    def __init__(self, s: spec.Model, share: float | None) -> None:
         super().__init__()
-        self.generator = Model(generator_of(s, share))
+        self.generator = None if share is None else Model(generator_of(s, share))
         own = s.head.scores != "replaced"
         self.detect = nn.Sequential(nn.Linear(s.dim, s.dim), nn.GELU(), nn.Linear(s.dim, 1)) if own else None
 
@@ -76,7 +86,7 @@ def generator_of(s: spec.Model, share: float) -> spec.Model:
 class _Detecting(Masking):
     def __init__(self, plan: Rtd, tokenizer: Tokenizer, seed: int) -> None:
         super().__init__(plan.mlm, tokenizer, seed)
-        self.share, self.weight = plan.generator, plan.weight
+        self.share, self.weight = None if plan.tied else plan.generator, plan.weight
 
     def companion(self, s: spec.Model) -> nn.Module:
         return Adversary(s, self.share)
@@ -85,8 +95,9 @@ class _Detecting(Masking):
         super().joined(model)
         adversary = model.get_submodule(EXTRA)
         assert isinstance(adversary, Adversary)
-        adversary.generator.embed.token = model.embed.token
-        adversary.generator.head.weight = model.embed.token.weight
+        if adversary.generator is not None:
+            adversary.generator.embed.token = model.embed.token
+            adversary.generator.head.weight = model.embed.token.weight
         return model
 
     def arrange(self, batch: Batch, step: int) -> Batch:
@@ -108,11 +119,12 @@ class _Detecting(Masking):
         adversary = model.get_submodule(EXTRA)
         assert isinstance(adversary, Adversary)
         at = given["hidden"] != 0
-        guess = adversary.generator(batch.tokens, context_of(batch))[at]
+        generator = model if adversary.generator is None else adversary.generator
+        guess = generator(batch.tokens, context_of(batch))[at]
         truth, weights = batch.targets[at], given["hidden"][at]
-        mlm = cross_entropy(adversary.generator, guess, truth, weights)
+        mlm = cross_entropy(generator, guess, truth, weights)
         shown = batch.targets.clone()
-        shown[at] = _sampled(adversary.generator, guess, int(given["key"][0]))
+        shown[at] = _sampled(generator, guess, int(given["key"][0]))
         replaced = (shown != batch.targets).float()
         hidden = model(shown, context_of(batch))
         scores = (model.head(hidden) if adversary.detect is None else adversary.detect(hidden))[:, 0].float()
