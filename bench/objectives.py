@@ -3,8 +3,18 @@
     python bench/objectives.py --text ../shared/data/pretrain --jnli ../shared/data/eval/jnli.jsonl --out runs/bench
 
 For each objective: the held-out score beside its trivial baseline, and JNLI with the model frozen (linear probe) and
-fine-tuned, with 95 % intervals (Wilson). Results go to OUT/results.jsonl; what stands there is not run again, so that a
-long comparison can be done in parts (--only mlm --only rtd). "untrained" is the same network with its first weights.
+fine-tuned, with 95 % intervals (Wilson). Results go to OUT/results.jsonl and weights to OUT/weights; what stands there
+is not run again, so that a long comparison can be done in parts (--only mlm --only rtd; --no-jnli first, JNLI later).
+"untrained" is the same network with its first weights.
+
+The settings are those with which three minutes are enough. 1024 pieces: of 4096, most have been seen too seldom by then
+to be told from others. A rotary base of 100: that of 10,000 is for thousands of tokens, and a row has 96. Pairs of
+sentences give one answer a row, so theirs are rows of 32 tokens, three times as many.
+
+Two views of one text are alike before anything is learnt, so a contrast is also scored with its first weights.
+
+The baseline of an objective whose answers hold marks (spans, UL2) is given the marks for nothing: "baseline_loss". What
+frequencies alone can do must also say where a gap ends; "blind_loss" counts that too.
 
 FLOPs of a step: 6 per weight of the layers at work and token read (generator and further modules included), and 6 V D
 per token that is scored; attention's own products are left out, they are the same for all.
@@ -15,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from terakoya import corpus
@@ -68,8 +80,12 @@ PLANS: dict[str, Plan] = {
     "causal": Causal(), "prefix": Prefix(), "fim": Fim(), "mtp": Mtp(), "mlm": Mlm(), "mlm-words": Mlm(unit="script"),
     "mlm-static": Mlm(copies=10), "nsp": Nsp(), "sop": Sop(), "rtd": Rtd(), "permute": Permute(), "spans": Spans(),
     "ul2": Ul2(), "bart": Bart(), "contrast": Contrast(), "crops": Contrast(views="crops"), "distil": Distil("mlm"),
+    "t5": Spans(), "rtd-tied": Rtd(tied=True),
 }  # fmt: skip
 LEFTWARD = ("causal", "fim", "mtp", "prefix", "spans", "ul2", "bart")  # stacks that write: causal attention
+DOUBLE = ("t5",)  # an encoder and a decoder, of half the layers each
+THETA = 100.0  # of the rotary positions
+SHORTER = 3  # rows of pairs are so much shorter, and there are so many more of them
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,12 @@ class Ground:
     heldout: Shards
     counts: np.ndarray  # of the training tokens
     rows: Rows  # of a step
+
+    def shape(self, plan: Plan) -> Rows:
+        """Return the rows of a step: about as many tokens for all."""
+        if isinstance(plan, Nsp | Sop):
+            return Rows(self.rows.count * SHORTER, self.rows.context // SHORTER)
+        return self.rows
 
 
 def texts(folder: Path, limit: int, names: str) -> Iterator[Document]:
@@ -108,11 +130,17 @@ def ground(args: argparse.Namespace) -> Ground:
     return Ground(tokenizer, train, heldout, counts, Rows(args.rows, args.context))
 
 
-def stack(vocab: int, causal: bool) -> spec.Model:
-    """One stack for all: pre-norm, rotary, gated."""
-    attention = spec.Attention(heads=4, causal=causal, position=spec.Rope())
-    block = spec.pre(spec.RMSNorm(), attention, spec.MLP(352, act="silu", gated=True))
-    return spec.Model(vocab, dim=128, depth=4, context=512, blocks=(block,))
+def stack(vocab: int, name: str) -> spec.Model:
+    """One stack for all: pre-norm, rotary, gated; or its layers shared out to an encoder and a decoder."""
+    attention = spec.Attention(heads=4, causal=name in LEFTWARD, position=spec.Rope(THETA))
+    norm, ffn = spec.RMSNorm(), spec.MLP(352, act="silu", gated=True)
+    block, dim, depth, context = spec.pre(norm, attention, ffn), 128, 4, 512
+    if name not in DOUBLE:
+        return spec.Model(vocab, dim, depth, context, blocks=(block,))
+    encoder = spec.Model(vocab, dim, depth // 2, context, blocks=(block,), head=spec.Head(scores="nothing"))
+    block = spec.pre(norm, replace(attention, causal=True), spec.Cross(4), ffn)
+    embed = spec.Embed(shared=True)
+    return spec.Model(vocab, dim, depth // 2, context, blocks=(block,), embed=embed, encoder=encoder)
 
 
 def weights(module: nn.Module) -> int:
@@ -126,7 +154,7 @@ def flops(model: Model, batch: Batch, plan: Plan) -> float:
     scored = float((batch.weights != 0).sum())
     beside = dict(model.named_children()).get("extra")
     if isinstance(plan, Rtd) and beside is not None:
-        extra = weights(beside.get_submodule("generator.layers"))
+        extra = body if plan.tied else weights(beside.get_submodule("generator.layers"))
         scored = float((batch["hidden"] != 0).sum()) if isinstance(batch, Rich) else scored
     elif isinstance(plan, Mtp) and beside is not None:
         extra, scored = weights(beside), scored * (1 + plan.ahead)
@@ -134,30 +162,49 @@ def flops(model: Model, batch: Batch, plan: Plan) -> float:
         return (6 + 2) * body * len(batch.tokens) + table * len(batch.tokens) * (1 + 1 / 3)
     elif isinstance(plan, Contrast):
         scored = 0.0
+    if model.encoder is not None and isinstance(batch, Rich):
+        return 6.0 * (body * len(batch.tokens) + weights(model.encoder.layers) * len(batch["source"])) + table * scored
     return 6.0 * (body + extra) * len(batch.tokens) + table * scored
+
+
+def kept(name: str, g: Ground, args: argparse.Namespace) -> Model:
+    """Return what an earlier run has made of the stack, without what its objective put beside it."""
+    place = Path(args.out) / "weights" / f"{name}.safetensors"
+    if not place.exists():
+        sys.exit(f"{place} is missing: run --only {name} first")
+    model = build(stack(g.tokenizer.vocab_size, name))
+    state = load_file(place)
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            p.copy_(state[key])
+    return model
 
 
 def pretrained(name: str, g: Ground, args: argparse.Namespace) -> tuple[Model, Task, dict[str, Any]]:
     """Train until the FLOPs are spent."""
     plan, seed = PLANS[name], args.seed
-    s = stack(g.tokenizer.vocab_size, name in LEFTWARD)
+    s = stack(g.tokenizer.vocab_size, name)
     task = plan.task(g.tokenizer, s, seed)
     if isinstance(task, Taught):
-        task.teach(pretrained("mlm", g, args)[0], g.tokenizer)
+        task.teach(kept("mlm", g, args), g.tokenizer)
     model = initialise(task.joined(build(s)), seed, Init())
     optimizer = Optimizer(model, Muon() if args.optim == "muon" else AdamW(args.lr, (0.9, 0.98), weight_decay=0.01))
-    loader = Loader(g.train, rows=g.rows.count, context=g.rows.context, seed=seed)
+    loader = Loader(g.train, rows=g.shape(plan).count, context=g.shape(plan).context, seed=seed)
+    first = {"first_weights": heldout(task, model, g, plan)} if isinstance(plan, Contrast) else {}
     spent, done, began = 0.0, 0, time.process_time()
     budget = args.gflops * 1e9
-    first = flops(model, task.arrange(loader.batch(0), 0), plan)
-    steps = max(1, int(budget / first))
+    each = flops(model, task.arrange(loader.batch(0), 0), plan)
+    steps = max(1, int(budget / each))
     plan_of_rates = Cosine(warmup=0.1, final=0.1)
     while spent < budget:
         batch = task.arrange(loader.batch(done), done)
         step(model, [batch], task.loss, optimizer, factor=factor(plan_of_rates, min(done, steps - 1), steps))
         spent, done = spent + flops(model, batch, plan), done + 1
-    told = {"steps": done, "gflops": spent / 1e9, "cpu_seconds": time.process_time() - began}
-    return model, task, told
+    place = Path(args.out) / "weights" / f"{name}.safetensors"
+    place.parent.mkdir(exist_ok=True)
+    save_file({key: p.detach() for key, p in bare(model).named_parameters()}, place)
+    known = {"steps": done, "gflops": spent / 1e9, "cpu_seconds": time.process_time() - began}
+    return model, task, known | first
 
 
 @torch.inference_mode()
@@ -165,39 +212,54 @@ def heldout(task: Task, model: Model, g: Ground, plan: Plan) -> dict[str, float]
     """Score the objective on held-out text, beside what knowing only frequencies would give."""
     p = (g.counts + 1.0) / (g.counts + 1.0).sum()
     ordinary = Signs(g.tokenizer).special
-    sums, weight, blind = dict[str, float](), 0.0, 0.0
-    for i, batch in enumerate(Loader(g.heldout, rows=g.rows.count, context=g.rows.context, seed=0).evaluate()):
+    sums, weight, blind, marks, pieces = dict[str, float](), 0.0, 0.0, 0.0, 0
+    shape = g.shape(plan)
+    for i, batch in enumerate(Loader(g.heldout, rows=shape.count, context=shape.context, seed=0).evaluate()):
         arranged = task.arrange(batch, -1 - i)
         found = task.loss(model, arranged)
-        weight += arranged.weight
+        weight, pieces = weight + arranged.weight, pieces + len(arranged.cu) - 1
         for key, value in {"loss": found.loss.item(), **found.metrics}.items():
             sums[key] = sums.get(key, 0.0) + value
         named = arranged.weights.numpy() != 0
         targets = arranged.targets.numpy()[named]
         text = ~ordinary[targets]
-        blind += float(-(np.log(p[targets]) * arranged.weights.numpy()[named] * text).sum())  # marks are given away
+        counted = arranged.weights.numpy()[named]
+        blind += float(-(np.log(p[targets]) * counted * text).sum())  # marks are given away
+        marks += float(counted[~text].sum())
         if i >= 24:
             break
-    said = {key: value / weight for key, value in sums.items()}
+    said = {key: value / weight for key, value in sums.items()} | {"pieces": float(pieces)}
+    return said | _baselines(plan, said, blind / weight, marks / weight, pieces / weight)
+
+
+def _baselines(plan: Plan, said: dict[str, float], blind: float, marks: float, pieces: float) -> dict[str, float]:
+    """Return what needs no network: `blind` nats of a unigram, shares of marks and of pieces in what is scored."""
     match plan:
         case Rtd():
-            said["baseline_accuracy"] = 1 - said["replaced"]
-            said["baseline_rtd_loss"] = _entropy(said["replaced"])
+            gone = said["replaced"]
+            return {"baseline_accuracy": 1 - gone, "baseline_rtd_loss": _entropy(gone)}
         case Nsp() | Sop():
-            said |= {"baseline_pair_accuracy": 0.5, "baseline_mlm_loss": blind / weight}
+            return {"baseline_pair_accuracy": 0.5, "baseline_mlm_loss": blind}
         case Contrast():
-            said["baseline_retrieval"] = weight / sums["texts"]
+            return {"baseline_retrieval": 1 / said["texts"]}
         case Distil():
-            said["baseline_text_loss"] = blind / weight
-        case Mtp():
-            said["baseline_ahead"] = blind / weight
+            return {"baseline_text_loss": blind}
+        case Mtp():  # no module guesses the first token of a row
+            return {"baseline_next_loss": blind, "baseline_ahead_1_loss": blind * (1 - pieces)}
         case _:
-            said["baseline_loss"] = blind / weight
-    return said
+            return {"baseline_loss": blind, "blind_loss": blind + _entropy(marks)}
 
 
 def _entropy(p: float) -> float:
     return -p * math.log(p) - (1 - p) * math.log(1 - p) if 0 < p < 1 else 0.0
+
+
+def carrier(name: str, model: Model) -> Model:
+    """Return what a head is put on: the stack, or the encoder of two."""
+    if name not in DOUBLE:
+        return model
+    assert model.encoder is not None
+    return model.encoder
 
 
 def jnli(model: Model, g: Ground, args: argparse.Namespace, probe: bool) -> dict[str, float]:
@@ -221,22 +283,21 @@ def _majority(work: Headed) -> float:
     return max(answers.count(label) for label in work.card.labels) / len(answers)
 
 
-def one(name: str, g: Ground, args: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one objective."""
-    row: dict[str, Any] = {"objective": name, "vocab": g.tokenizer.vocab_size}
-    if name == "untrained":
-        model = initialise(build(stack(g.tokenizer.vocab_size, False)), args.seed, Init())
-    else:
-        model, task, told = pretrained(name, g, args)
-        row |= told | {"heldout": heldout(task, model, g, PLANS[name])}
-    plain = bare(model)
-    row["parameters"] = weights(plain)
-    state = {n: p.detach().clone() for n, p in plain.named_parameters()}
+def one(name: str, g: Ground, args: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
+    """Do for one objective what has not been done."""
+    if "parameters" not in row:
+        if name == "untrained":
+            model = initialise(build(stack(g.tokenizer.vocab_size, name)), args.seed, Init())
+            (Path(args.out) / "weights").mkdir(exist_ok=True)
+            save_file(
+                {key: p.detach() for key, p in model.named_parameters()}, Path(args.out) / f"weights/{name}.safetensors"
+            )
+        else:
+            model, task, known = pretrained(name, g, args)
+            row |= known | {"heldout": heldout(task, model, g, PLANS[name])}
+        row["parameters"] = weights(bare(model))
     for how in () if args.no_jnli else ("probe", "tuned"):
-        again = build(replace(plain.spec))
-        again.load_state_dict(state, strict=False)
-        again.head.weight = again.embed.token.weight
-        row[how] = jnli(again, g, args, how == "probe")
+        row[how] = jnli(carrier(name, kept(name, g, args)), g, args, how == "probe")
     return row
 
 
@@ -246,14 +307,14 @@ def main() -> None:
     p.add_argument("--jnli", required=True, help="jnli.jsonl")
     p.add_argument("--out", required=True, help="folder for tokenizer, shards and results.jsonl")
     p.add_argument("--only", action="append", default=[], help="run this one; may be repeated")
-    p.add_argument("--gflops", type=float, default=6000.0, help="of training, each (default 6000)")
+    p.add_argument("--gflops", type=float, default=3000.0, help="of training, each (default 3000)")
     p.add_argument("--bytes", type=int, default=8_000_000, help="of training text (default 8,000,000)")
-    p.add_argument("--vocab", type=int, default=4096)
+    p.add_argument("--vocab", type=int, default=1024, help="pieces of the tokenizer (default 1024)")
     p.add_argument("--rows", type=int, default=16, help="of a step (default 16)")
     p.add_argument("--context", type=int, default=96, help="tokens of a row (default 96)")
     p.add_argument("--optim", choices=["muon", "adamw"], default="muon", help="of pretraining (default muon)")
     p.add_argument("--lr", type=float, default=2e-3, help="of adamw (default 2e-3)")
-    p.add_argument("--no-jnli", action="store_true", help="leave JNLI out")
+    p.add_argument("--no-jnli", action="store_true", help="leave JNLI for later")
     p.add_argument("--epochs", type=int, default=3, help="of JNLI (default 3)")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
@@ -261,20 +322,26 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     g = ground(args)
     path = out / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows: dict[str, dict[str, Any]] = {row["objective"]: row for row in map(json.loads, lines)}  # the last one counts
     for name in args.only or ["untrained", *PLANS]:
-        if any(row["objective"] == name for row in rows):
+        row = rows.get(name, {"objective": name, "vocab": g.tokenizer.vocab_size})
+        if "parameters" in row and (args.no_jnli or "tuned" in row):
             continue
-        rows.append(one(name, g, args))
+        rows[name] = one(name, g, args, row)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-    for row in rows:
-        said = " ".join(f"{k}={v:.3f}" for k, v in row.get("heldout", {}).items())
-        print(f"{row['objective']:11} {row.get('steps', 0):5} steps {row.get('cpu_seconds', 0):5.0f} s  {said}")
-        shares = [f"{how} {row[how]['accuracy']:.3f} [{row[how]['accuracy_low']:.3f}, {row[how]['accuracy_high']:.3f}]"
-                  for how in ("probe", "tuned") if how in row]  # fmt: skip
-        if shares:
-            print(f"{'':11} JNLI {'  '.join(shares)}  majority {row['probe']['majority']:.3f}")
+            file.write(json.dumps(rows[name]) + "\n")
+        told(rows[name])
+
+
+def told(row: dict[str, Any]) -> None:
+    """Print what is known of one objective."""
+    said = " ".join(f"{k}={v:.3f}" for k, v in row.get("heldout", {}).items())
+    print(f"{row['objective']:11} {row.get('steps', 0):5} steps {row.get('cpu_seconds', 0):5.0f} s  {said}", flush=True)
+    shares = [f"{how} {row[how]['accuracy']:.3f} [{row[how]['accuracy_low']:.3f}, {row[how]['accuracy_high']:.3f}]"
+              for how in ("probe", "tuned") if how in row]  # fmt: skip
+    if shares:
+        print(f"{'':11} JNLI {'  '.join(shares)}  majority {row['probe']['majority']:.3f}", flush=True)
 
 
 if __name__ == "__main__":
