@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from terakoya.model.build import build, initialise
 from terakoya.model.context import Packed
 from terakoya.model.model import Block, Model
 from terakoya.model.spec_sparse import Lsh
+from terakoya.ops import lsh
 
 
 def reformer(depth: int) -> Model:
@@ -60,3 +62,39 @@ def test_nothing_is_kept_between_the_layers() -> None:
     assert kept(8, True) <= 1.1 * kept(2, True)
     assert kept(8, False) > 3 * kept(2, False)
     assert kept(8, True) < kept(8, False) / 10
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_hashed_attention_is_that_of_transformers(rounds: int) -> None:
+    """The same directions, so the same buckets; a chunk that has none before it is left out of the comparison.
+
+    transformers lays the rounds end to end in a ring: the first chunk of each sees the last of the round before. Ours
+    sees itself alone there. All other tokens, and a text of one chunk, are equal.
+    """
+    pytest.importorskip("transformers")
+    from transformers import ReformerConfig
+    from transformers.models.reformer.modeling_reformer import LSHSelfAttention
+
+    heads, width, tokens, chunk, buckets = 2, 8, 96, 8, 6
+    theirs = LSHSelfAttention(
+        ReformerConfig(
+            hidden_size=heads * width, num_attention_heads=heads, attention_head_size=width, num_buckets=buckets,
+            num_hashes=rounds, lsh_attn_chunk_length=chunk, lsh_num_chunks_before=1, lsh_num_chunks_after=0,
+            lsh_attention_probs_dropout_prob=0.0, hash_seed=0, is_decoder=True, attn_layers=["lsh"],
+            axial_pos_embds=False,
+        )
+    ).double().eval()  # fmt: skip
+    torch.manual_seed(0)  # what they draw the directions with
+    turns = torch.randn(heads, width, rounds, buckets // 2, dtype=torch.float64).permute(2, 0, 1, 3)
+    x = torch.randn(tokens, heads * width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    qk, v = (w(x).unflatten(-1, (heads, width)) for w in (theirs.query_key, theirs.value))
+    ours, want = lsh.attend(qk, v, turns, chunk), theirs(x[None]).hidden_states[0].unflatten(-1, (heads, width))
+    order = (lsh.hashed(qk.transpose(0, 1), turns) * tokens + torch.arange(tokens)).argsort(-1)  # (rounds, H, T)
+    whole = torch.ones(heads, tokens, dtype=torch.bool)
+    for first in order[..., :chunk]:
+        whole.scatter_(1, first, False)
+    assert whole.float().mean() > 0.7
+    assert torch.allclose(ours.transpose(0, 1)[whole], want.transpose(0, 1)[whole], atol=1e-10)
+    short = lsh.attend(qk[:chunk], v[:chunk], turns, chunk).flatten(1)
+    assert torch.allclose(short, theirs(x[None, :chunk]).hidden_states[0], atol=1e-10)
