@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from terakoya import config, device
 from terakoya.data import Loader, Shards
@@ -21,8 +20,7 @@ from terakoya.model.build import Init, initialise
 from terakoya.model.elmo import Elmo, ElmoPlan, ElmoVectors
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.bilm import bilm
-from terakoya.train.checkpoint import Checkpoint
-from terakoya.train.loop import Loop
+from terakoya.train.kept import CONFIG, Kept
 from terakoya.train.optim import AdamW, Optim, Optimizer
 from terakoya.train.prepare import prepare_data
 from terakoya.train.recipe import Budget, Corpus, Keep, Recipe, Rows, Vocabulary
@@ -32,7 +30,7 @@ from terakoya.train.step import Stepped
 from terakoya.zoo.convert import read_json
 from terakoya.zoo.weights import open_weights
 
-CONFIG, MODEL_TYPE = "config.json", "elmo"
+MODEL_TYPE = "elmo"
 log = logging.getLogger(__name__)
 
 
@@ -63,13 +61,12 @@ class ElmoRecipe:
 
 
 @dataclass(kw_only=True)
-class ElmoTrainer(Loop):
+class ElmoTrainer(Kept):
     """A run of both language models."""
 
     recipe: ElmoRecipe
     loader: Loader
     heldout: Shards
-    tokenizer: Tokenizer
 
     @property
     def plan(self) -> ElmoRecipe:
@@ -102,31 +99,17 @@ class ElmoTrainer(Loop):
         tokens = done * self.recipe.rows.count * self.recipe.rows.context
         return {"loss": result.loss, "bits_per_byte": bits, "tokens": tokens}
 
-    def save(self, done: int) -> Path:
-        """Write weights, settings, tokenizer and optimiser."""
-        assert isinstance(self.model, Elmo)
-        extra = {f"model/{CONFIG}": said(self.model)}
-        extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
-        tensors = {
-            "model/model": {f"elmo.{n}": t.contiguous().cpu() for n, t in self.model.state_dict().items()},
-            "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
-        }
-        meta = {"step": done, "skipped": self.skipped, "data": self.loader.fingerprint, "family": MODEL_TYPE}
-        checkpoints = self.run.checkpoints(self.recipe.keep.count)
-        path = checkpoints.save(done, tensors, meta, extra)
-        checkpoints.prune()
-        return path
+    @property
+    def fingerprint(self) -> str:
+        return self.loader.fingerprint
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of this run."""
-        if checkpoint.meta.get("data") != self.loader.fingerprint:
-            raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
-        held = checkpoint.tensors("model/model")
-        self.model.load_state_dict({n.removeprefix("elmo."): t for n, t in held.items()})
-        self.optimizer.load(checkpoint.tensors("optimizer"))
-        self.start = checkpoint.step
-        skipped = checkpoint.meta.get("skipped", 0)
-        self.skipped = skipped if isinstance(skipped, int) else 0
+    @property
+    def network(self) -> nn.Module:
+        return nn.ModuleDict({"elmo": self.model})  # the names of ElmoVectors, which opens it
+
+    def said(self) -> dict[str, Any]:
+        assert isinstance(self.model, Elmo)
+        return said(self.model)
 
 
 def prepare(run: Run, recipe: ElmoRecipe, say: Callable[[str], None] = log.info) -> ElmoTrainer:
@@ -143,8 +126,7 @@ def prepare(run: Run, recipe: ElmoRecipe, say: Callable[[str], None] = log.info)
         run=run, recipe=recipe, model=model, optimizer=Optimizer(model, recipe.optim), place=place, loader=loader,
         heldout=heldout, tokenizer=tokenizer, objective=bilm,
     )  # fmt: skip
-    if (checkpoint := run.checkpoints(recipe.keep.count).latest()) is not None:
-        made.resume(checkpoint)
+    made.resume()
     return made
 
 
@@ -154,10 +136,9 @@ def spelt(tokenizer: Tokenizer) -> list[bytes]:
     return [names.get(id) or tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
 
 
-def said(elmo: Elmo) -> bytes:
-    """Return the contents of config.json."""
-    told = {"model_type": MODEL_TYPE, "vocab_size": elmo.spec.vocab, **asdict(elmo.plan)}
-    return (json.dumps(told, indent=2) + "\n").encode()
+def said(elmo: Elmo) -> dict[str, Any]:
+    """Return what config.json says."""
+    return {"model_type": MODEL_TYPE, "vocab_size": elmo.spec.vocab, **asdict(elmo.plan)}
 
 
 def is_elmo(path: Path) -> bool:

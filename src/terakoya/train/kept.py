@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from terakoya.errors import TerakoyaError
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
@@ -29,16 +31,21 @@ class Kept(Loop):
     def fingerprint(self) -> str:
         """A hash of the data and its order."""
 
+    @property
+    def network(self) -> nn.Module:
+        """What is saved: the model, or a module around it by whose names it will be opened."""
+        return self.model
+
     @abstractmethod
     def said(self) -> dict[str, Any]:
         """Return what config.json says: `model_type`, and all that is needed to build the network."""
 
     def save(self, done: int) -> Path:
         """Write a checkpoint of `done` steps."""
-        extra = {f"model/{CONFIG}": (json.dumps(self.said(), indent=2) + "\n").encode()}
+        extra = {f"model/{CONFIG}": written(self.said())}
         extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
         tensors = {
-            "model/model": {n: t.contiguous().cpu() for n, t in self.model.state_dict().items()},
+            "model/model": {n: t.contiguous().cpu() for n, t in self.network.state_dict().items()},
             "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
         }
         meta = {"step": done, "skipped": self.skipped, "data": self.fingerprint}
@@ -54,11 +61,16 @@ class Kept(Loop):
             return
         if checkpoint.meta.get("data") != self.fingerprint:
             raise TerakoyaError(str(checkpoint.path), "was trained on other data or in another order")
-        self.model.load_state_dict(checkpoint.tensors("model/model"))
+        self.network.load_state_dict(checkpoint.tensors("model/model"))
         self.optimizer.load(checkpoint.tensors("optimizer"))
         self.start = checkpoint.step
         skipped = checkpoint.meta.get("skipped", 0)
         self.skipped = skipped if isinstance(skipped, int) else 0
+
+
+def written(said: dict[str, Any]) -> bytes:
+    """Return the contents of config.json."""
+    return (json.dumps(said, indent=2) + "\n").encode()
 
 
 def newest(folder: Path, kind: str, recipe: str) -> tuple[Checkpoint, dict[str, Any]]:

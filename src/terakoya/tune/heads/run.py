@@ -15,6 +15,7 @@ from terakoya.model.elmo import ElmoVectors
 from terakoya.tokenizer import Tokenizer
 from terakoya.train import elmo
 from terakoya.train.checkpoint import Checkpoint
+from terakoya.train.kept import CONFIG, written
 from terakoya.train.loop import Loop, bare, flops_per_token
 from terakoya.train.optim import Optimizer
 from terakoya.train.run import Run
@@ -71,7 +72,7 @@ class Fitter(Loop):
         if parts := {n: p.detach().cpu() for n, p in head.named_parameters()}:
             tensors["head/model"] = parts
         if isinstance(model, ElmoVectors):
-            files = {"config.json": elmo.said(model.elmo)}
+            files = {CONFIG: written(elmo.said(model.elmo))}
         else:
             files = convert.config_files(Loaded(model, self.tokenizer, family, self.loaded.config))
         extra |= {f"model/{name}": data for name, data in files.items()}
