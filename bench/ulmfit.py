@@ -1,6 +1,6 @@
 """ULMFiT's three stages on real text: whose passage is this? (Howard & Ruder 2018, arXiv:1801.06146)
 
-    python bench/ulmfit.py GENERAL TARGET HELDOUT [--steps 300] [--tune 80] [--epochs 24] [--by adamw|ntasgd]
+    python bench/ulmfit.py GENERAL TARGET HELDOUT [--steps 200] [--tune 80] [--epochs 24] [--by adamw|ntasgd]
 
 GENERAL, TARGET and HELDOUT are JSON lines with `text` and, but for GENERAL, `author`. An AWD-LSTM learns GENERAL (with
 AdamW: in so few steps NT-ASGD gets little further than the frequencies of words), then the target's passages with
@@ -158,7 +158,7 @@ def main() -> None:
     p.add_argument("general")
     p.add_argument("target", type=Path)
     p.add_argument("heldout", type=Path)
-    p.add_argument("--steps", type=int, default=300)
+    p.add_argument("--steps", type=int, default=200)
     p.add_argument("--tune", type=int, default=80)
     p.add_argument("--epochs", type=int, default=24)
     p.add_argument("--labelled", type=int, default=20, help="passages of each author")
@@ -179,27 +179,26 @@ def main() -> None:
     initialise(model, 0, Init(std=0.05))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(seen)} passages with labels", flush=True)
 
-    def told(name: str, gradual: bool = True) -> None:
+    def told(name: str, model: AwdLstm, gradual: bool = True) -> None:
         began = time.process_time()
         loss, (own, other) = nats(model, held), classified(model, list(seen), unseen, args.epochs, gradual)
         spent = time.process_time() - began
         print(f"{name:30s} {loss:.3f} nats/token; right {own:.3f} seen, {other:.3f} unseen ({spent:.0f} s)", flush=True)
 
-    told("random weights", gradual=False)
+    fresh, began = copy.deepcopy(model), time.process_time()
     kept = args.work / f"general-{args.by}-{args.steps}.safetensors"
-    for name, stage in (
-        ("the general language model", lambda: general(model, source, args.steps, held, args.by)),
-        ("and the target's", lambda: tuned(model, texts, args.tune)),
-    ):
-        began = time.process_time()
-        if kept.exists() and "general" in name:
-            model.load_state_dict(load_file(kept), strict=False)  # but for the head's table, which is the words'
-        else:
-            stage()
-        if "general" in name:
-            save_file({n: t.contiguous() for n, t in model.state_dict().items() if n != "head.weight"}, kept)
-        print(f"{time.process_time() - began:.0f} s of one core", flush=True)
-        told(name)
+    if kept.exists():  # the longest part is done once
+        model.load_state_dict(load_file(kept), strict=False)  # but for the head's table, which is the words'
+    else:
+        general(model, source, args.steps, held, args.by)
+        save_file({n: t.contiguous() for n, t in model.state_dict().items() if n != "head.weight"}, kept)
+    print(f"the general text: {time.process_time() - began:.0f} s of one core", flush=True)
+    told("random weights", fresh, gradual=False)
+    told("the general language model", model)
+    began = time.process_time()
+    tuned(model, texts, args.tune)
+    print(f"the target's text: {time.process_time() - began:.0f} s of one core", flush=True)
+    told("and the target's", model)
 
 
 if __name__ == "__main__":
