@@ -181,7 +181,8 @@ def started(given: argparse.Namespace, files: dict[str, Path], found: dict[str, 
         runs[f"llama {kind}"] = ["-c", llama, str(files[kind])]
     if "transformers" in given.only:
         runs["transformers fp32"] = ["-c", reference, str(files["folder"])]
-    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    # As installed: pip writes bytecode, so the round that does not count may, too.
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")}
     env |= {"PYTHONPATH": given.llama} if given.llama else {}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(given.rounds + 1):

@@ -131,7 +131,7 @@ class _Lowering:
             form = GGUF_KINDS[kind]
 
             def fill(out: np.ndarray) -> None:
-                rows = torch.cat([f.rows for f in found if isinstance(f, Blocks)])
+                rows = torch.cat([f.rows for f in found if isinstance(f, Blocks)]) if len(found) > 1 else first.rows
                 native.pack_blocks(rows.numpy(), kind, k, out)
 
         else:
