@@ -50,7 +50,9 @@ class Drafter:
         mine, other = (sum(s.bytes for s in shapes.values()) for shapes in (self.shapes, beside))
         share = memory * mine // (mine + other)
         self.budget, device = budget, self.runner.device
-        self.store = Store(self.shapes, share, sequences=running, step=budget, device=device, poison=poison)
+        self.store = Store(
+            self.shapes, share, sequences=running, step=budget, device=device, poison=poison, whole=self.runner.whole
+        )
         return share
 
     def describe(self) -> str:

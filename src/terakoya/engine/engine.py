@@ -82,7 +82,7 @@ class Engine:
     ) -> None:
         loaded = loaded if loaded.spec.sort == "encoder-decoder" else loaded.continuing()
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.runner = runner(loaded, by=by, weights=weights, threads=threads, kept=kept)
+        self.runner = runner(loaded, by=by, weights=weights, threads=threads, kept=kept, deterministic=deterministic)
         self.device = self.runner.device
         self.vocab = min(self.model.spec.vocab, loaded.tokenizer.vocab_size if loaded.tokenizer else 1 << 40)
         self.max_waiting, self.max_waiting_tokens = max_waiting, max_waiting_tokens
@@ -98,7 +98,10 @@ class Engine:
                 raise TerakoyaError("draft", "is not used where every bit matters", hint="leave out deterministic")
             drafter = drafter_of(loaded, draft, runner(draft, by=by, threads=threads), shapes)
             memory_bytes -= drafter.furnish(memory_bytes, shapes, running, budget, poison)
-        self.store = Store(shapes, memory_bytes, sequences=running, step=budget, device=self.device, poison=poison)
+        self.store = Store(
+            shapes, memory_bytes, sequences=running, step=budget, device=self.device, poison=poison,
+            whole=self.runner.whole,
+        )  # fmt: skip
         self.context = min(self.model.spec.context, self.store.longest)
         self.scheduler = Scheduler(self.store, budget=budget, running=running, unit=unit)
         self.scheduler.drafter = drafter

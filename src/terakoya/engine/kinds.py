@@ -12,6 +12,7 @@ from torch import Tensor
 from terakoya.engine.pool import Pool
 
 BLOCK = 16  # tokens of a page
+SPARE = 16  # pages that nobody holds, behind the others, where kernels read whole pages: the first is there to spoil
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,28 @@ class Shape:
 
 
 class Group:
-    """Layers with one reach: their pages, and one table per sequence for all of them."""
+    """Layers with one reach: their pages, and one table per sequence for all of them.
 
-    def __init__(self, reach: Reach, shapes: dict[int, Shape], pages: int, device: torch.device) -> None:
-        self.reach, self.pool = reach, Pool(pages)
-        self.memory = {layer: s.room(pages * BLOCK, device) for layer, s in shapes.items()}
+    With `spare` pages behind them, kernels may read a page as a whole: rows that nobody wrote yet are zeros.
+    """
+
+    def __init__(
+        self, reach: Reach, shapes: dict[int, Shape], pages: int, device: torch.device, spare: int = 0
+    ) -> None:
+        self.reach, self.pool, self.spare = reach, Pool(pages), spare
+        self.memory = {layer: s.room((pages + spare) * BLOCK, device) for layer, s in shapes.items()}
+        self.clear([*range(pages, pages + spare)])
 
     def rows(self, page: int) -> slice:
         """Return the rows of the memory that belong to a page."""
         return slice(page * BLOCK, (page + 1) * BLOCK)
+
+    def clear(self, pages: Sequence[int]) -> None:
+        """Fill pages with zeros."""
+        for first, last in runs(pages):
+            for tensors in self.memory.values():
+                for t in tensors:
+                    t[first * BLOCK : last * BLOCK] = 0
 
     def needs(self, end: int) -> int:
         """Return how many blocks before block `end` a sequence must have to go on there."""
@@ -77,9 +91,9 @@ class Group:
 class States:
     """Slots of recurrent state: one per sequence, the rest for states kept at block ends."""
 
-    def __init__(self, shapes: dict[int, Shape], slots: int, device: torch.device) -> None:
+    def __init__(self, shapes: dict[int, Shape], slots: int, device: torch.device, spare: int = 0) -> None:
         self.pool = Pool(slots)
-        self.memory = {layer: s.room(slots, device) for layer, s in shapes.items()}
+        self.memory = {layer: s.room(slots + spare, device) for layer, s in shapes.items()}
 
     def copy(self, source: int, target: int) -> None:
         for tensors in self.memory.values():
@@ -156,6 +170,17 @@ class Sources(Group):
         for page in reversed(slab.table.pages):
             self.pool.release(page)
         slab.table = Table()
+
+
+def runs(pages: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the stretches (first, last + 1) of pages that follow each other."""
+    found: list[tuple[int, int]] = []
+    for page in pages:
+        if found and found[-1][1] == page:
+            found[-1] = (found[-1][0], page + 1)
+        else:
+            found.append((page, page + 1))
+    return found
 
 
 def beside(layer: int) -> int:

@@ -66,11 +66,19 @@ class Paged:
         rows = self.share(("rows", number), lambda: self._rows(number))
         write(group.memory[layer], rows, k[: self.tokens], v[: self.tokens])
         out = q.new_zeros(q.shape[0], q.shape[1], v.shape[-1])
-        for part, a, b in zip(self.parts, self.cu, self.cu[1:], strict=False):
-            low = group.reach.lowest(part.start)
-            ks, vs = self._numbers(group.memory[layer], lambda *two, p=part, n=low: self._read(number, p, n, *two), q)
-            out[a:b] = attend(q[None, a:b], ks, vs, look, part.start - low, shifted(bias, low), sinks)[0]
+        for n in range(len(self.parts)):
+            self.alone(n, layer, q, out, look, bias, sinks)
         return out
+
+    def alone(
+        self, n: int, layer: int, q: Tensor, out: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
+    ) -> None:
+        """Let one sequence look at its memory: q (T, H, K), of which its rows; out (T, H, V), into its rows."""
+        number = self.store.group_of[layer]
+        group, part, a, b = self.store.groups[number], self.parts[n], self.cu[n], self.cu[n + 1]
+        low = group.reach.lowest(part.start)
+        ks, vs = self._numbers(group.memory[layer], lambda *two: self._read(number, part, low, *two), q)
+        out[a:b] = attend(q[None, a:b], ks, vs, look, part.start - low, shifted(bias, low), sinks)[0]
 
     def cross(self, layer: int, q: Tensor, keys: Keys, scale: float) -> Tensor:
         sources, out = self.store.sources, torch.zeros_like(q)
@@ -176,6 +184,18 @@ def shifted(bias: Bias | None, low: int) -> Bias | None:
     return lambda q, q_pos, k_pos: bias(q, q_pos + low, k_pos + low)
 
 
+@dataclass(frozen=True)
+class Ask:
+    """What the attention of one layer is: how it looks, and whether scores have a term, which kernels can compute
+    (`single`), and sinks.
+    """
+
+    look: Look
+    biased: bool
+    single: bool
+    sinks: bool
+
+
 class Probe:
     """A context that takes down what each layer asks to be remembered. `width` is that of an encoder's vectors."""
 
@@ -183,6 +203,7 @@ class Probe:
         self.width = width
         self.pos, self.cu = torch.zeros(1, dtype=torch.long, device=device), [0, 1]
         self.shapes: dict[int, Shape] = {}
+        self.asks: dict[int, Ask] = {}
 
     def share(self, key: Hashable, make: Callable[[], Any]) -> Any:
         return make()
@@ -200,6 +221,7 @@ class Probe:
             raise TerakoyaError("model", "looks into the future, so it cannot continue a text")
         sizes = tuple(tuple(t.shape[1:]) for t in (k, v))
         self.shapes[layer] = Shape(sizes, (k.dtype, v.dtype), Reach(look.window, look.chunk))
+        self.asks[layer] = Ask(look, bias is not None, hasattr(bias, "single"), sinks is not None)
         return attend(q[None], k[None], v[None], look, 0, bias, sinks)[0]
 
     def remember(self, layer: int, x: Tensor) -> list[Tensor]:
@@ -213,12 +235,17 @@ class Probe:
         self.shapes[layer] = Shape(tuple(tuple(t.shape[1:]) for t in new), tuple(t.dtype for t in new))
 
 
-@torch.inference_mode()
 def probe(model: Model, device: torch.device | str) -> dict[int, Shape]:
     """Find what each layer remembers, by reading one token."""
+    return probed(model, device).shapes
+
+
+@torch.inference_mode()
+def probed(model: Model, device: torch.device | str) -> Probe:
+    """Read one token, and return what was taken down."""
     ctx = Probe(device, model.spec.encoder.dim if model.spec.encoder is not None else 0)
     model(torch.zeros(1, dtype=torch.long, device=device), ctx)
-    return ctx.shapes
+    return ctx
 
 
 @torch.inference_mode()

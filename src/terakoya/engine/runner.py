@@ -16,7 +16,7 @@ from torch import Tensor
 
 from terakoya.engine.compact import Kept, checked, compact
 from terakoya.engine.native import Native, NativeModel
-from terakoya.engine.paged import Part, compute, probe
+from terakoya.engine.paged import Part, compute, probe, probed
 from terakoya.engine.store import Reach, Shape, Store
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
@@ -44,6 +44,7 @@ class Runner(Protocol):
     threads: int
     words: str  # who computes, and if not the native program, why
     vectors: bool  # whether something else than tokens may be read
+    whole: bool  # whether kernels read whole pages, which the store then looks after
 
     def shapes(self) -> dict[int, Shape]:
         """Return what each layer remembers."""
@@ -60,6 +61,7 @@ class TorchRunner:
     """The model itself."""
 
     vectors = True
+    whole = False
 
     def __init__(self, model: Model, reason: str = "", kept: Kept = "full") -> None:
         first = next(model.parameters())
@@ -85,6 +87,7 @@ class NativeRunner:
     """
 
     vectors = False
+    whole = False
 
     def __init__(self, native: Native) -> None:
         self.native, self.spec, self.device = native, native.spec, torch.device("cpu")
@@ -135,10 +138,17 @@ class NativeRunner:
 
 
 def runner(
-    loaded: Loaded, *, by: By = "auto", weights: Weights | None = None, threads: int | None = None, kept: Kept = "full"
+    loaded: Loaded,
+    *,
+    by: By = "auto",
+    weights: Weights | None = None,
+    threads: int | None = None,
+    kept: Kept = "full",
+    deterministic: bool = False,
 ) -> NativeRunner | TorchRunner:
     """Choose who computes. `weights`: None: as they came; int8 or int4 make them smaller, and answers a little worse.
-    `kept`: how keys and values are remembered; in eight bits by PyTorch only.
+    `kept`: how keys and values are remembered; in eight bits by PyTorch only. `deterministic`: kernels, too, compute
+    each sequence as if it were alone.
 
     Raise TerakoyaError where what is asked for cannot be had.
     """
@@ -155,7 +165,22 @@ def runner(
         raise found or TerakoyaError("weights", "can be made smaller for the native program only", given=weights)
     if found is not None:
         log.warning("PyTorch runs the model, not the native program: %s", found)
-    return TorchRunner(_numbers(loaded), str(found) if found else "asked", kept)
+    model, reason = _numbers(loaded), str(found) if found else "asked"
+    if next(model.parameters()).device.type == "cuda":
+        return on_cuda(model, reason, kept, deterministic)
+    return TorchRunner(model, reason, kept)
+
+
+def on_cuda(model: Model, reason: str, kept: Kept, deterministic: bool) -> TorchRunner:
+    """Return who computes on a GPU: kernels for whole steps, where the model's memory is of kinds that they know."""
+    from terakoya.engine.cuda import CudaRunner, Kernels, known, recorder
+
+    found = probed(model, next(model.parameters()).device)
+    if not known(found):
+        return TorchRunner(model, f"{reason}; sequence by sequence, for it remembers more than keys and states", kept)
+    device = next(model.parameters()).device
+    kernels = Kernels.of(device, splits=1 if deterministic else None)
+    return CudaRunner(model, found, kernels, None if deterministic else recorder(device), reason, kept)
 
 
 def described(found: NativeRunner | TorchRunner) -> str:

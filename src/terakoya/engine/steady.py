@@ -20,7 +20,7 @@ LENGTHS = (19, 1, 7, 30, 12, 2)
 def steady(runner: Runner, shapes: dict[int, Shape]) -> int | None:
     """Return the smallest multiple of rows with which company changes no bit; None where none does."""
     budget = 16 * 1024 * sum(s.bytes for s in shapes.values())
-    store = Store(shapes, budget, sequences=len(LENGTHS), step=sum(LENGTHS), device=runner.device)
+    store = Store(shapes, budget, sequences=len(LENGTHS), step=sum(LENGTHS), device=runner.device, whole=runner.whole)
     prompts = [[(7 * i + 31 * n + 3) % runner.spec.vocab for i in range(n)] for n in LENGTHS]
     prompts = [p for p in prompts if len(p) < runner.spec.context]
     return next((m for m in TRIED if _holds(runner, store, prompts, m)), None)

@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 
 from terakoya.engine.kinds import BLOCK as BLOCK
-from terakoya.engine.kinds import Group, Slab, Sources, States, Table, salted
+from terakoya.engine.kinds import SPARE, Group, Slab, Sources, States, Table, salted
 from terakoya.engine.kinds import Reach as Reach
 from terakoya.engine.kinds import Shape as Shape
 from terakoya.engine.pool import Pool
@@ -51,8 +51,10 @@ class Store:
         step: int,
         device: torch.device | str = "cpu",
         poison: bool = False,
+        whole: bool = False,
     ) -> None:
-        self.shapes, self.poison, self.step = shapes, poison, step
+        """`whole`: kernels will read whole pages, and write rows of nobody (see `Group`)."""
+        self.shapes, self.poison, self.step, self.whole = shapes, poison, step, whole
         by_reach: dict[Reach, dict[int, Shape]] = {}
         for layer, s in shapes.items():
             if s.reach is not None:
@@ -61,11 +63,12 @@ class Store:
         pages, slots = _split(by_reach, recurrent, budget, sequences, step)
         device = torch.device(device)
         made = zip(by_reach.items(), pages, strict=True)
-        found = [(Sources if r.source else Group)(r, s, n, device) for (r, s), n in made]
+        spare = SPARE if whole else 0
+        found = [(Sources if r.source else Group)(r, s, n, device, spare) for (r, s), n in made]
         self.groups = [g for g in found if not isinstance(g, Sources)]
         self.sources = next((g for g in found if isinstance(g, Sources)), None)
         self.group_of = {layer: i for i, g in enumerate(self.groups) for layer in g.memory}
-        self.states = States(recurrent, slots, device) if recurrent else None
+        self.states = States(recurrent, slots, device, min(spare, 1)) if recurrent else None
         self.bytes = sum(t.nbytes for part in self._parts() for ts in part.memory.values() for t in ts)
         self._count = 0
         if poison:
@@ -154,6 +157,7 @@ class Store:
     def extend(self, held: Held, end: int) -> int:
         """Take pages for the tokens up to `end`; return up to where there are pages now (where all are taken: less)."""
         for g, table in zip(self.groups, held.tables, strict=True):
+            had = len(table.pages)
             while len(table.pages) * BLOCK < end:
                 if table.next is None or not g.pool.fits(table.next, held.id):
                     g.pool.disclaim(held.id)
@@ -162,6 +166,8 @@ class Store:
                 if page is None:
                     break
                 table.append(page)
+            if self.whole:
+                g.clear(table.pages[had:])
         self.check()
         return min((len(t.pages) * BLOCK for t in held.tables), default=end)
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from terakoya.model import spec
 
+Single = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""single(head, q_pos, k_pos) -> what is added to one score: a bias as kernels ask for it that ask score by score."""
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Turn channel pairs of the first R channels: x (T, H, K), cos and sin (T, 1, R / 2) -> (T, H, K)."""
@@ -35,11 +38,19 @@ def rope_table(
         return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
     dim = int(s.fraction * width + 1e-6) // 2 * 2
     longest = int(pos.max()) + 1 if isinstance(s.scaling, spec.Dynamic | spec.LongRope) and len(pos) else 0
-    freqs, gain = frequencies(s, dim, context, longest)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
+    asked = (s, dim, context, longest)
+    freqs, gain = _frequencies_at(*asked, pos.device) if pos.is_cuda else frequencies(*asked)
     angle = pos[:, None, None].to(wide) * freqs.to(pos.device, wide)
     sin = -angle.sin() if s.reverse else angle.sin()
     return (angle.cos() * gain).to(dtype), (sin * gain).to(dtype)
+
+
+@cache
+def _frequencies_at(s: spec.Rope, dim: int, context: int, longest: int, device: torch.device) -> tuple[Tensor, float]:
+    """Return `frequencies` on a GPU, where a step that is being recorded cannot carry them."""
+    freqs, gain = frequencies(s, dim, context, longest)
+    return freqs.to(device), gain
 
 
 @cache
@@ -124,6 +135,18 @@ class Alibi(nn.Module):
             return (slopes.bfloat16() * k_pos.bfloat16()[None, None, :]).to(q.dtype) * self.scale
         return -slopes * (q_pos[:, None] - k_pos[None, :]) * self.scale
 
+    def single(self, like: Tensor) -> Single:
+        """Return the term as a function of one score, in numbers `like` these."""
+        slopes, scale = _slopes_at(self.slopes, like.device, like.dtype), self.scale
+        if self.spec.rounded:
+            return lambda head, q_pos, k_pos: (slopes[head].bfloat16() * k_pos.bfloat16()).to(slopes.dtype) * scale
+        return lambda head, q_pos, k_pos: -slopes[head] * (q_pos - k_pos) * scale
+
+
+@cache
+def _slopes_at(slopes: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(slopes, device=device, dtype=dtype)
+
 
 class Buckets(nn.Module):
     """Score term table[bucket(distance)]: near distances one bucket each, far ones by logarithm (Raffel 2019)."""
@@ -135,14 +158,22 @@ class Buckets(nn.Module):
 
     def forward(self, q: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """Return the term: q (B, T, H, K), q_pos (T,), k_pos (S,) -> (H, T, S)."""
-        gap = q_pos[:, None] - k_pos[None, :]
+        return self.weight[self.bucket(q_pos[:, None] - k_pos[None, :])].permute(2, 0, 1)
+
+    def single(self, like: Tensor) -> Single:
+        """Return the term as a function of one score, in numbers `like` these."""
+        weight = self.weight.to(like.dtype)
+        return lambda head, q_pos, k_pos: weight[self.bucket(q_pos - k_pos), head]
+
+    def bucket(self, gap: Tensor) -> Tensor:
+        """Return the bucket of each distance."""
         count = self.spec.count if self.causal else self.spec.count // 2  # the other half: what follows
         after = torch.zeros_like(gap) if self.causal else (gap < 0) * count
         gap = gap.clamp(min=0) if self.causal else gap.abs()
         near = count // 2
         steps = torch.log(gap.clamp(min=1).float() / near) / math.log(self.spec.furthest / near)
         far = near + (steps * (count - near)).long()
-        return self.weight[after + torch.where(gap < near, gap, far.clamp(max=count - 1))].permute(2, 0, 1)
+        return after + torch.where(gap < near, gap, far.clamp(max=count - 1))
 
 
 class Biases(nn.Module):

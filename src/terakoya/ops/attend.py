@@ -36,18 +36,23 @@ class Look:
 
 def visible(q_pos: Tensor, k_pos: Tensor, look: Look) -> Tensor:
     """Return which keys each query may see: q_pos (T,), k_pos (S,) -> (T, S)."""
-    gap = q_pos[:, None] - k_pos[None, :]
+    return sees(q_pos[:, None], k_pos[None, :], look)
+
+
+def sees(q_pos: Tensor, k_pos: Tensor, look: Look) -> Tensor:
+    """Return whether a query may see a key, by their positions: tensors of shapes that go together."""
+    gap = q_pos - k_pos
     ok = gap >= 0 if look.causal else torch.ones_like(gap, dtype=torch.bool)
     if look.window is not None:
         ok = ok & (gap.abs() < look.window)
     if look.chunk is not None:
-        ok = ok & (q_pos[:, None] // look.chunk == k_pos[None, :] // look.chunk)
+        ok = ok & (q_pos // look.chunk == k_pos // look.chunk)
     if look.stride is not None:
         ok = ok & (gap % look.stride == 0)
     if look.fixed is not None:
         block, summary = look.fixed
         told = k_pos % block >= block - summary
-        ok = ok & ((q_pos[:, None] // block == k_pos[None, :] // block) | told[None, :])
+        ok = ok & ((q_pos // block == k_pos // block) | told)
     return ok
 
 

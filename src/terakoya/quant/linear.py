@@ -18,6 +18,7 @@ from terakoya.model.build import build
 from terakoya.model.ffn import Stacked
 from terakoya.model.model import Head, Model
 from terakoya.quant.codecs import Codec, Int8, Parts
+from terakoya.quant.fused import product
 
 PREFIX = "packed_"  # of the buffers that hold the parts
 KEPT = ("router", "shared_gate")  # small, and what they choose must not change
@@ -52,6 +53,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Packed, shift: Tensor | None) -> Tensor:
         ctx.layer = layer
+        if x.is_cuda and (y := product(x, layer.codec, layer.kept())) is not None:
+            return y if shift is None else y + shift
         return F.linear(x, layer.dense().to(x.dtype), shift)
 
     @staticmethod

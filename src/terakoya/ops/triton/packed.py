@@ -6,12 +6,15 @@ rows waits for. Unverified on a GPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 TILE = 64  # rows of the weight in a program
+Kernel = Any  # a launch is an index and a call, of which no type knows
 
 
 @triton.jit
@@ -68,8 +71,8 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, minima: Tensor | None, colu
     tiles = {"GROUP": K // G, "BM": 16 if M <= 16 else 64, "BN": TILE, "BK": columns}
     grid = (triton.cdiv(M, tiles["BM"]), triton.cdiv(N, TILE))
     parts = [t.contiguous() for t in (codes, scales)]
-    if minima is None:
-        _int8[grid](x, *parts, y, M, N, K, G, **tiles)
-    else:
-        _int4[grid](x, *parts, minima.contiguous(), y, M, N, K, G, **tiles)
+    if minima is not None:
+        parts.append(minima.contiguous())
+    kernel: Kernel = _int8 if minima is None else _int4
+    kernel[grid](x, *parts, y, M, N, K, G, **tiles)
     return y
