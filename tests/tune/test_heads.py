@@ -45,6 +45,8 @@ def rows_of(kind: Kind) -> list[dict[str, Any]]:
         match kind:
             case Classify():
                 out.append({"premise": text, "hypothesis": a, "choices": ["x", "y"], "answer": int(a in WORDS[:4])})
+            case Choose(read="apart"):  # the next word: that of the question itself is nearest at first
+                out.append({"question": f"{a}はどれ", "choices": [a, WORDS[(i + 1) % 8], "無"], "answer": 1})
             case Choose():
                 out.append({"question": f"{a}はどれ", "choices": [b, a, "無"], "answer": 1})
             case Regress():
@@ -72,7 +74,7 @@ def model_for(kind: Kind) -> Model:
     return initialise(build(s), 0, Init(std=0.1))
 
 
-KINDS = (Classify(), Choose(), Regress(), Tag(), Extract(), Embed(), Translate())
+KINDS = (Classify(), Choose(), Choose(read="apart"), Regress(), Tag(), Extract(), Embed(), Translate())
 GOAL = {"accuracy": 0.95, "spearman": 0.8, "span_f1": 0.9, "exact_match": 0.9, "chrf": 90.0}
 
 
@@ -225,7 +227,8 @@ def test_every_use(tmp_path: Path) -> None:
     assert all(abs(sum(x.probability for x in row) - 1) < 1e-5 for row in labels)
     assert labels[0][0].probability >= labels[0][1].probability
     assert len(understand.rate(reading_of(Regress(), tmp_path), ["猫", ("犬", "鳥")])) == 2
-    assert understand.choose(reading_of(Choose(), tmp_path), "どれ", ["猫", "犬"]) in (0, 1)
+    for kind in (Choose(), Choose(read="apart")):
+        assert understand.choose(reading_of(kind, tmp_path), "どれ", ["猫", "犬"]) in (0, 1)
     assert understand.answer(reading_of(Extract(), tmp_path), "猫がいる。", "何が") in "猫がいる。"
     for stretch in understand.tag(reading_of(Tag(), tmp_path), "👩🏽‍🏫と猫"):
         assert 0 <= stretch.start < stretch.end <= 6

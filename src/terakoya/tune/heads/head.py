@@ -41,7 +41,8 @@ class Head(nn.Module):
         super().__init__()
         self.card = card
         outputs = {Classify: len(card.labels), Choose: 1, Regress: 1, Tag: len(card.labels), Extract: 2}
-        count = outputs.get(type(card.kind), 0)  # Embed and Translate: the model itself is all
+        bare = isinstance(card.kind, Choose) and card.kind.read == "apart"
+        count = 0 if bare else outputs.get(type(card.kind), 0)  # Embed and Translate: the model itself is all
         self.out = nn.Linear(dim, count) if count else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,9 +19,19 @@ class Classify:
 
 @dataclass(frozen=True)
 class Choose:
-    """One of several answers to a question, each read with it and scored (Devlin 2018, §4.4): JCommonsenseQA."""
+    """One of several answers to a question: JCommonsenseQA.
+
+    `read = "together"`: each answer with the question, and scored (Devlin 2018, §4.4). "apart": each text by itself,
+    and the answer nearest to the question by cosine (Huang 2013), which asks less of a small model.
+    """
 
     pool: Pool = "mean"
+    read: Literal["together", "apart"] = "together"
+    temperature: float = 0.05  # of the cosines
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise TerakoyaError("head.temperature", given=self.temperature, allowed="more than 0")
 
 
 @dataclass(frozen=True)

@@ -206,11 +206,18 @@ def _labels(example: Example) -> Iterable[str]:
 
 
 def pieces(reader: Reader, card: Card, example: Example) -> tuple[Piece, ...]:
-    """Turn one example into pieces: one for most kinds, one a candidate for Choose, one a text for Embed."""
+    """Turn one example into pieces: one for most kinds, one a candidate for Choose, one a text for what reads apart."""
     encoded = reader.encode(example.texts)
     match card.kind:
         case Translate():
             return (pair_of(reader, encoded[0], example),)
+        case Choose(read="apart"):
+            asked, *candidates = (reader.read((ids,), example.place) for ids in encoded)
+            size = np.array([len(candidates)])
+            out = [_piece(asked.ids, asked.segments, answer=np.zeros(0), size=size)]
+            for i, r in enumerate(candidates):
+                out.append(_piece(r.ids, r.segments, answer=np.array([float(i == example.answer)]), size=size[:0]))
+            return tuple(out)
         case Choose():
             asked, *candidates = encoded
             right = example.answer
@@ -304,8 +311,8 @@ def loss(model: Model, batch: Batch) -> Outcome:
             found = head(vectors(model, hidden, ctx, kind.pool))[:, 0]
             return Outcome(F.mse_loss(found, answer, reduction="sum"))
         case Choose():
-            found = head(vectors(model, hidden, ctx, kind.pool))[:, 0]
-            parts = zip(found.split(batch["size"].tolist()), answer.split(batch["size"].tolist()), strict=True)
+            found = _preferred(kind, head, vectors(model, hidden, ctx, kind.pool), batch)
+            parts = zip(found, answer.split(batch["size"].tolist()), strict=True)
             return Outcome(torch.stack([-(torch.log_softmax(f, 0) * a).sum() for f, a in parts]).sum())
         case Tag():
             marked = answer >= 0
@@ -320,6 +327,15 @@ def loss(model: Model, batch: Batch) -> Outcome:
             return Outcome(_embedded(kind, vectors(model, hidden, ctx, kind.pool), batch))
         case Translate():
             raise AssertionError
+
+
+def _preferred(kind: Choose, head: Head, found: Tensor, batch: Rich) -> Sequence[Tensor]:
+    """Score the candidates of each question: found (N, D) -> (candidates,) each."""
+    sizes = batch["size"].tolist()
+    if kind.read == "together":
+        return head(found)[:, 0].split(sizes)
+    groups = found.float().split([1 + n for n in sizes])
+    return [F.cosine_similarity(g[:1], g[1:], -1) / kind.temperature for g in groups]
 
 
 def _ends(head: Head, hidden: Tensor, batch: Rich) -> list[tuple[Tensor, Tensor]]:
@@ -354,9 +370,8 @@ def answers(model: Model, batch: Rich, card: Card, tokenizer: Tokenizer, asked: 
         case Regress(pool):
             mean, spread = card.scale
             return [x * spread + mean for x in head(vectors(model, hidden, ctx, pool))[:, 0].tolist()]
-        case Choose(pool):
-            found = head(vectors(model, hidden, ctx, pool))[:, 0]
-            return [int(part.argmax()) for part in found.split(batch["size"].tolist())]
+        case Choose(pool) as kind:
+            return [int(part.argmax()) for part in _preferred(kind, head, vectors(model, hidden, ctx, pool), batch)]
         case Embed(pool=pool):
             groups = vectors(model, hidden, ctx, pool).split(batch["size"].tolist())
             return [F.cosine_similarity(g[0], g[1], 0).item() for g in groups]
