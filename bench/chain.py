@@ -112,8 +112,8 @@ def main() -> None:
     stage(work, "dpo", *lessons, "method=dpo", "budget.epochs=2", "rows.count=16")
     stage(work, "reward", *lessons, "method=reward", "budget.epochs=3", "rows.count=16")
     stage(
-        work, "ppo", *lessons, "data.overlong=error", "method=ppo", f"method.reward={work / 'reward'}",
-        "method.tokens=32", "method.group=4", "rows.count=16", f"budget.steps={args.ppo}", "schedule=constant",
+        work, "ppo", *lessons, "method=ppo", f"method.reward={work / 'reward'}", "method.tokens=32",
+        "method.group=4", "rows.count=16", f"budget.steps={args.ppo}", "schedule=constant",
     )  # fmt: skip
 
 

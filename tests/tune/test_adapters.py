@@ -124,6 +124,12 @@ def test_the_rate_of_b_is_its_own() -> None:
 def test_wrong_targets_are_named() -> None:
     with pytest.raises(TerakoyaError, match="did you mean 'gate'"):
         adapters.add(small(), Lora(targets=("gat",)))
+    with pytest.raises(TerakoyaError, match=r"adapter\.inputs: 'dwn' .*did you mean 'down'"):
+        adapters.add(small(), IA3(inputs=("dwn",)))
+    with pytest.raises(TerakoyaError, match="names no layer"):
+        adapters.add(small(), IA3((), ()))
+    with pytest.raises(TerakoyaError, match=r"adapter\.rank: 33 .*at most 32"):
+        adapters.add(small(), Lora(33, init="pissa"))
     model = small()
     adapters.add(model, Lora(2))
     with pytest.raises(TerakoyaError, match="taken"):

@@ -36,6 +36,7 @@ def test_the_last_number_decides() -> None:
     assert numbers("-3.5と7") == ["-3.5", "7"]
     assert numbers("1, 2,3 and 10,000") == ["1", "2", "3", "10000"]
     assert last_number("なし") is None
+    assert last_number("9" * 5000) is None  # Python itself reads no number of more than 4,300 digits
 
 
 def test_what_gsm8k_marks_is_read() -> None:
@@ -72,6 +73,8 @@ def test_digits_count_from_the_last_of_an_answer_as_long() -> None:
     assert says(Digits(), "42", "42") == 1.0
     assert says(Digits(), "41 + 1 = 32", "42") == 0.5
     assert says(Digits(), "142", "42") == says(Digits(), "", "42") == 0.0
+    for expected in (" 42", "42.0", "４２", "+42"):
+        assert (says(Digits(), "42", expected), says(Digits(), "41", expected)) == (1.0, 0.5)
 
 
 def test_forms_and_lengths() -> None:

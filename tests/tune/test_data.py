@@ -145,6 +145,27 @@ def test_preferences_in_three_spellings() -> None:
         list(choices([("x", {"chosen": talk("a", "b"), "rejected": talk("c", "d")})]))
 
 
+def test_what_stands_before_an_answer_is_the_prompt_or_an_error() -> None:
+    (found,) = choices([("x", {"prompt": ASK, "chosen": talk(ASK, "良い"), "rejected": "悪い"})])
+    assert (found.prompt, found.chosen, found.rejected) == (messages(ASK), "良い", "悪い")
+    for row in (
+        {"prompt": ASK, "chosen": talk("別の問い", "良い"), "rejected": "悪い"},
+        {"prompt": ASK, "chosen": "良い", "rejected": talk(ASK, "え", "もう一度", "悪い")},
+        {"prompt": ASK, "completion": talk("別の問い", "良い"), "label": True},
+    ):
+        with pytest.raises(TerakoyaError, match=r"^x: (chosen|rejected|completion): must be the answer alone"):
+            list(verdicts([("x", row)]))
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "a\\ud83d"}\n', encoding="utf-8")
+    found = rows(path)
+    assert next(found)[1] == {"text": "😀"}
+    with pytest.raises(TerakoyaError, match=r"a\.jsonl:2: holds half of a surrogate pair"):
+        next(found)
+
+
 def long_sample(answers: int) -> Sample:
     return Sample("long", tuple(range(100)), tuple(0.0 if i < 100 - answers else 1.0 for i in range(100)))
 

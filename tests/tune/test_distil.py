@@ -12,7 +12,7 @@ from terakoya.errors import TerakoyaError
 from terakoya.model.context import Packed
 from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer
-from terakoya.train.run import Run
+from terakoya.train.run import Run, read_lines
 from terakoya.train.step import gradients
 from terakoya.tune import distil
 from terakoya.tune.distil import Distilled, objective
@@ -63,6 +63,27 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     other = Loaded(small(), train(["abc"], "bytes", 260), "")
     with pytest.raises(TerakoyaError, match="another vocabulary"):
         Distilled(made, Distil(), tok, other, tmp_path, "cpu")
+    with pytest.raises(TerakoyaError, match=r"method\.top: 999 .*at most the teacher's vocabulary"):
+        Distilled(made, Distil(top=999), tok, Loaded(small(), tok, ""), tmp_path, "cpu")
+
+
+def test_what_the_teacher_said_is_not_taken_for_other_examples(tmp_path: Path) -> None:
+    tok, teacher = tokenizer(), small(5)
+    path = tmp_path / "a.jsonl"
+    made = assign(Tune(), [f"data.source={jsonl(path, lessons())}", "rows.count=2"])
+    top = Distilled(made, Distil(), tok, Loaded(teacher, tok, ""), tmp_path, "cpu").top
+    again = Distilled(made, Distil(), tok, Loaded(teacher, tok, ""), tmp_path, "cpu").top
+    assert all(torch.equal(x, y) for a, b in zip(top, again, strict=True) for x, y in zip(a, b, strict=True))
+    path.write_text(path.read_text(encoding="utf-8").replace("です", "だす"), encoding="utf-8")  # as many tokens
+    with pytest.raises(TerakoyaError, match="was made of other examples"):
+        Distilled(made, Distil(), tok, Loaded(teacher, tok, ""), tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("method", ["sft", "distil", "gkd"])
+def test_bits_per_byte_are_said_of_likelihoods_alone(method: str, tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", recipe(tmp_path, f"method={method}", "budget.steps=2", "show.count=0"))
+    rows = list(read_lines(run / "metrics.jsonl"))
+    assert all(("bits_per_byte" in row) == (method == "sft") for row in rows)
 
 
 def test_a_reward_model_opens_in_transformers(tmp_path: Path) -> None:

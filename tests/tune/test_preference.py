@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from terakoya.data.batch import Batch
+from terakoya.errors import TerakoyaError
 from terakoya.model.context import Packed
 from terakoya.model.model import Model
 from terakoya.train.step import gradients
@@ -22,7 +24,9 @@ from terakoya.tune.preference import Judged, objective
 from terakoya.tune.samples import Sample
 from terakoya.tune.score import sums, token_scores
 from tests.tune.test_data import some_samples
+from tests.tune.test_run import recipe, tuner
 from tests.tune.test_silent import adapted, grads
+from tests.tune.tune_fakes import jsonl
 
 PAIRS = 5
 
@@ -124,6 +128,15 @@ def test_micro_batches_change_nothing(plan: Preference) -> None:
         assert abs(loss - again) < 1e-6
         assert metrics == pytest.approx(seen, abs=1e-4)
         assert (grads(model) - grads(whole)).abs().max() <= 2e-6 * max(1.0, grads(whole).abs().max().item())
+
+
+@pytest.mark.parametrize("method", ["dpo", "reward"])
+def test_answers_that_are_the_same_where_they_are_cut_teach_nothing(method: str, tmp_path: Path) -> None:
+    asked = recipe(tmp_path, f"method={method}", "data.overlong=truncate")
+    rows = [{"prompt": f"{i}?", "chosen": "同じ" * 60 + "x", "rejected": "同じ" * 60 + "y"} for i in range(4)]
+    jsonl(Path(asked.data.source), rows)
+    with pytest.raises(TerakoyaError, match="both answers are the same in 128 tokens"):
+        tuner(tmp_path / "run", asked)
 
 
 def test_at_the_reference_dpo_is_log_two() -> None:

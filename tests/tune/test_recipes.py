@@ -10,7 +10,7 @@ import pytest
 from terakoya import sandbox
 from terakoya.tune.chain import is_chain
 from terakoya.tune.checks import Tests
-from terakoya.tune.methods import Cpo, Distil, Gkd, Grpo, Ipo, Method, Orpo, Ppo, Sft, Simpo
+from terakoya.tune.methods import Distil, Gkd, Grpo, Method, Ppo, Sft
 from terakoya.tune.recipe import load
 from terakoya.tune.run import Tuner
 from tests.tune.test_run import judge, judged, tuner
@@ -51,9 +51,3 @@ def test_a_recipe_runs(path: Path, tmp_path: Path) -> None:
     made.before()
     assert made.train()
     assert made.after()["scores"]
-
-
-def test_methods_without_a_recipe_of_their_own_differ_by_a_word(tmp_path: Path) -> None:
-    path = next(p for p in RECIPES if p.stem == "tune-dpo")
-    for kind in (Ipo, Orpo, Simpo, Cpo):
-        assert isinstance(load(path, [f"method={kind.__name__.lower()}"]).method, kind)

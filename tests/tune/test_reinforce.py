@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 
+from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
 from terakoya.train.step import gradients
 from terakoya.tune import adapters, reinforce
@@ -21,7 +23,7 @@ from terakoya.tune.rollout import Rolled
 from terakoya.tune.samples import Sample
 from terakoya.tune.score import token_scores
 from tests.tune.test_silent import adapted, grads
-from tests.tune.tune_fakes import tokenizer
+from tests.tune.tune_fakes import jsonl, tokenizer
 
 CHANGES = ("method=grpo", "data.source=two-digit-addition", "data.limit=40", "method.tokens=6", "rows.count=3",
            "adapter.rank=4", "rows.context=128")  # fmt: skip
@@ -147,11 +149,61 @@ def test_groups_that_teach_nothing_are_counted_and_left_out(monkeypatch: pytest.
     assert isinstance(batch, Rolled)
 
 
-def test_a_question_without_a_number_is_named(tmp_path: Path) -> None:
-    from terakoya.errors import TerakoyaError
-    from tests.tune.tune_fakes import jsonl
+@pytest.mark.parametrize("size", [3, 5, 6, 7, 8])
+@pytest.mark.parametrize("worth", [0.2, 0.7, 1.2])
+def test_answers_worth_the_same_teach_exactly_nothing(worth: float, size: int) -> None:
+    """The mean of six times 0.2 is not 0.2, and Adam makes a step of any gradient."""
+    same = torch.full((2, size), worth)
+    for plan in (Grpo(), Grpo(baseline="others", scale="none")):
+        assert not advantages(same, plan).any()
+    assert reinforce.flat(torch.tensor([[0.2] * size, [0.2] * (size - 1) + [0.3]])).tolist() == [True, False]
 
+
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_an_unfinished_answer_that_is_left_teaches_nothing(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    graded(monkeypatch)
+    model = adapted()
+    work = trials(model, "method.unfinished=leave", f"method.beta={beta}", "method.group=4")
+    prompts = [work.train[i].prompt for i in range(2)]
+    groups = work.rollouts(prompts, [1, 2], 4, 1.0)
+    ends = [[(i + g) % 3 > 0 for i in range(4)] for g in range(2)]
+    groups = [[replace(r, finished=e) for r, e in zip(*pair, strict=True)] for pair in zip(groups, ends, strict=True)]
+    gain = torch.tensor([[1.0, -1.0, 0.5, -0.5]] * 2)
+    batch = work._rolled(prompts, groups, gain)
+    kept = [r for g in groups for r in g if r.finished]
+    assert batch.goals.tolist() == [i for r in kept for i in r.ids]
+    assert batch.advantages.tolist() == [a for row, e in zip(gain.tolist(), ends) for a, yes in zip(row, e) if yes]
+    assert batch.weight == sum(len(r.ids) for g in groups for r in g)  # they count in what is divided by
+    for part in batch.split(2):
+        assert isinstance(part, Rolled)
+        assert len(part.advantages) == len(part.groups[0][1])
+    none = work._rolled(prompts, [[replace(r, finished=False) for r in g] for g in groups], gain)
+    gradients(model, [none], work.objective)
+    assert grads(model).abs().max() < 1e-6
+
+
+def test_a_prompt_without_room_is_an_error_or_counted(tmp_path: Path) -> None:
+    rows = [{"question": "何" * 60, "answer": "1"}, *({"question": f"{i}?", "answer": "1"} for i in range(4))]
+    source = f"data.source={jsonl(tmp_path / 'q.jsonl', rows)}"
+    with pytest.raises(TerakoyaError, match=r"q\.jsonl:1: asks in \d+ tokens: no room for method\.tokens = 6"):
+        trials(adapted(), source)
+    work = trials(adapted(), source, "data.overlong=drop")
+    assert len(work.train) + len(work.heldout) == 4
+    assert "1 overlong dropped" in work.notes[0]
+    with pytest.raises(TerakoyaError, match=r"data\.overlong: 'truncate'"):
+        trials(adapted(), source, "data.overlong=truncate")
+    with pytest.raises(TerakoyaError, match=r"data\.limit: 9000 .*8,100"):
+        trials(adapted(), "data.limit=9000")
+    for wrong in ((0.0, 0.2), (1.5, 0.2), (0.2, -1.0), (0.2, math.inf)):
+        with pytest.raises(TerakoyaError, match=r"method\.clip"):
+            Grpo(clip=wrong)
+
+
+def test_a_question_without_a_number_is_named(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "q.jsonl", [{"question": "?", "answer": "many"}])
     recipe = assign(Tune(), ["method=grpo", f"data.source={source}"])
     with pytest.raises(TerakoyaError, match=r"q.jsonl:1: answer"):
+        list(reinforce.questions(recipe.data, (Number(),), 0))
+    jsonl(tmp_path / "q.jsonl", [{"question": "?", "answer": "1" * 201}])
+    with pytest.raises(TerakoyaError, match="at most 200 digits"):
         list(reinforce.questions(recipe.data, (Number(),), 0))

@@ -26,7 +26,7 @@ from terakoya.tune.reward import NAME as SCORE
 from terakoya.tune.reward import add_head, open_reward
 from terakoya.tune.run import Tuner, prepare
 from terakoya.zoo import convert
-from tests.tune.tune_fakes import folder, jsonl, lessons, talk, tokenizer
+from tests.tune.tune_fakes import folder, jsonl, lessons, small, talk, tokenizer
 
 TINY = (
     "rows.count=4", "rows.context=128", "budget.steps=6", "keep.save=2", "keep.evaluate=2", "data.holdout=0.2",
@@ -203,6 +203,19 @@ def test_another_base_or_other_examples_are_refused(tmp_path: Path) -> None:
     folder(tmp_path / "base", seed=1)
     with pytest.raises(TerakoyaError, match="another base"):
         tuner(tmp_path / "run", asked)
+
+
+def test_what_cannot_be_tuned_is_said_before_the_first_step(tmp_path: Path) -> None:
+    for family, sort in (("bert", "encoder"), ("t5", "encoder-decoder")):
+        convert.save(convert.Loaded(small(family=family), tokenizer(), family), tmp_path / family)
+        with pytest.raises(TerakoyaError, match=rf"model: .*is an {sort}, .*recipes head-"):
+            tuner(tmp_path / f"run-{family}", recipe(tmp_path, f"model={tmp_path / family}"))
+    with pytest.raises(TerakoyaError, match=r"adapter\.tokens: 300 .*less than the model's context, 256"):
+        tuner(tmp_path / "run", recipe(tmp_path, "adapter=prompt", "adapter.tokens=300"))
+    convert.save(convert.Loaded(small(family="gpt2"), tokenizer(), "gpt2"), tmp_path / "gpt2")
+    dora = recipe(tmp_path, f"model={tmp_path / 'gpt2'}", "adapter=dora", 'adapter.targets=["q"]')
+    with pytest.raises(TerakoyaError, match="cannot be written in peft's format"):  # not after the last step
+        tuner(tmp_path / "dora", dora)
 
 
 def test_recipes_survive_being_written() -> None:

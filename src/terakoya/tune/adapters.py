@@ -75,15 +75,15 @@ def _swapped(cls: type[Any]) -> type[Any]:
     return AdaptedLinear if cls is nn.Linear else type(f"Adapted{cls.__name__}", (Adapted, cls), {})
 
 
-def layers(model: Model, wanted: Sequence[str] = ()) -> dict[str, nn.Linear]:
-    """Return the linear layers of the blocks whose names end in `wanted` (empty: all), by name."""
+def layers(model: Model, wanted: Sequence[str] = (), field: str = "targets") -> dict[str, nn.Linear]:
+    """Return the linear layers of the blocks whose names end in `wanted` (empty: all), by name; `field` named them."""
     found = {
         f"layers.{n}": m for n, m in model.layers.named_modules() if isinstance(m, nn.Linear) and ".adapters." not in n
     }
     leaves = sorted({n.rpartition(".")[2] for n in found})
     for leaf in wanted:
         if leaf not in leaves:
-            raise TerakoyaError("adapter.targets", given=leaf, allowed=leaves, hint=nearest(leaf, leaves))
+            raise TerakoyaError(f"adapter.{field}", given=leaf, allowed=leaves, hint=nearest(leaf, leaves))
     return {n: m for n, m in found.items() if not wanted or n.rpartition(".")[2] in wanted}
 
 
@@ -120,7 +120,14 @@ def attach(holder: nn.Linear | Model, name: str, part: Part | Virtual) -> None:
 
 
 def _targets(model: Model, plan: Lora | AdaLora | IA3) -> dict[str, nn.Linear]:
-    return layers(model, (*plan.outputs, *plan.inputs) if isinstance(plan, IA3) else plan.targets)
+    if not isinstance(plan, IA3):
+        return layers(model, plan.targets)
+    if not plan.outputs and not plan.inputs:
+        raise TerakoyaError("adapter", "names no layer in outputs or inputs", given="ia3")
+    named = {
+        field: layers(model, getattr(plan, field), field) for field in ("outputs", "inputs") if getattr(plan, field)
+    }
+    return {n: m for n, m in layers(model).items() if any(n in some for some in named.values())}
 
 
 def part_of(linear: nn.Linear, plan: Lora | AdaLora | IA3, path: str, seed: int) -> Part:

@@ -143,10 +143,11 @@ def verdict(check: Check, answer: Answer, expected: str, tests: str = "") -> flo
 
 def near(text: str, expected: str) -> float:
     """Share of the digits that are right, counted from the last; 0 where the number is longer or shorter."""
-    found = numbers(text)
-    if not found or len(found[-1]) != len(expected):
+    found, exact = numbers(text), value(expected)
+    wanted = str(exact) if exact is not None and exact.denominator == 1 else expected  # 42.0 and ４２ are 42
+    if not found or len(found[-1]) != len(wanted):
         return 0.0
-    return sum(a == b for a, b in zip(found[-1], expected, strict=True)) / len(expected)
+    return sum(a == b for a, b in zip(found[-1], wanted, strict=True)) / len(wanted)
 
 
 def code(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -19,10 +18,9 @@ from terakoya.train.objective import Outcome, context_of
 from terakoya.train.step import Objective
 from terakoya.tune.formats import Example, Talk
 from terakoya.tune.methods import Distil
-from terakoya.tune.pack import laid, plain
+from terakoya.tune.pack import Packer, laid, plain, unsized
 from terakoya.tune.recipe import Tune
 from terakoya.tune.rollout import drawn
-from terakoya.tune.samples import Sample
 from terakoya.tune.score import CHUNK, mixtures_of, targets_of
 from terakoya.tune.sft import Lessons, opening
 from terakoya.zoo.convert import Loaded
@@ -74,9 +72,12 @@ class Distilled(Lessons):
     ) -> None:
         self.plan, self.objective, self.recipe, self.folder = plan, objective(plan), recipe, folder
         self.teacher = checked_teacher(plan.teacher, teacher, tokenizer).to(device)
+        if plan.top > self.teacher.spec.vocab:
+            allowed = f"at most the teacher's vocabulary, {self.teacher.spec.vocab}"
+            raise TerakoyaError("method.top", given=plan.top, allowed=allowed)
         super().__init__(recipe, tokenizer)
         self.objective = objective(plan)
-        self.top = _kept(folder / "teacher.safetensors", self.train.samples, self.teacher, plan, device)
+        self.top = _kept(folder / "teacher.safetensors", self.train, self.teacher, plan, device)
 
     def worded(self, learn: list[Example], tokenizer: Tokenizer) -> list[Example]:
         """Let the teacher answer, greedily, where the recipe says so; its answers are kept beside the run."""
@@ -104,7 +105,7 @@ class Distilled(Lessons):
     def batch(self, step: int) -> Batch:
         batch, order = self.train.batch(step), [i for row in self.train.chosen(step) for i in row]
         ids, logp = (torch.cat([self.top[i][side] for i in order]) for side in (0, 1))
-        return Taught(**plain(batch), ids=ids, logp=logp)
+        return Taught(**unsized(batch), ids=ids, logp=logp)
 
 
 def checked_teacher(name: str, teacher: Loaded | None, tokenizer: Tokenizer) -> Model:
@@ -131,21 +132,19 @@ def _answered(path: Path, teacher: Model, tokenizer: Tokenizer, asked: list[list
 
 
 @torch.inference_mode()
-def _kept(
-    path: Path, samples: Sequence[Sample], teacher: Model, plan: Distil, device: str
-) -> list[tuple[Tensor, Tensor]]:
+def _kept(path: Path, packer: Packer, teacher: Model, plan: Distil, device: str) -> list[tuple[Tensor, Tensor]]:
     """Ask the teacher once and keep what it said; a file from before is used again."""
-    from safetensors.torch import load_file, save_file
+    from safetensors import safe_open
+    from safetensors.torch import save_file
 
     if not path.exists():
-        said = [_asked(teacher, laid([s]).to(device), plan) for s in samples]
+        said = [_asked(teacher, laid([s]).to(device), plan) for s in packer.samples]
         tensors = {f"{i}.{n}": t for i, pair in enumerate(said) for n, t in zip(("ids", "logp"), pair, strict=True)}
-        save_file(tensors, path)
-    found = load_file(path)
-    out = [(found[f"{i}.ids"], found[f"{i}.logp"]) for i in range(len(samples)) if f"{i}.ids" in found]
-    if [len(ids) for ids, _ in out] != [sum(1 for w in s.weights[1:] if w) for s in samples]:
-        raise TerakoyaError(str(path), "was made of other examples", hint="remove it to ask the teacher again")
-    return out
+        save_file(tensors, path, {"examples": packer.fingerprint})
+    with safe_open(path, "pt") as found:
+        if (found.metadata() or {}).get("examples") != packer.fingerprint:
+            raise TerakoyaError(str(path), "was made of other examples", hint="remove it to ask the teacher again")
+        return [(found.get_tensor(f"{i}.ids"), found.get_tensor(f"{i}.logp")) for i in range(len(packer.samples))]
 
 
 def _asked(teacher: Model, batch: Batch, plan: Distil) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,7 @@ def choices(found: Iterable[tuple[str, Row]]) -> Iterator[Choice]:
         prompt = _asked(place, row) if "prompt" in row else chosen[:-1]
         if "prompt" not in row and rejected[:-1] != prompt:
             raise TerakoyaError(place, "chosen and rejected must be the same up to their last message")
-        both = (_answer(place, "chosen", chosen), _answer(place, "rejected", rejected))
+        both = (_answer(place, "chosen", chosen, prompt), _answer(place, "rejected", rejected, prompt))
         if both[0] == both[1]:
             raise TerakoyaError(place, "chosen and rejected are the same: nothing can be learnt from them")
         yield Choice(place, prompt, *both)
@@ -160,8 +160,8 @@ def verdicts(found: Iterable[tuple[str, Row]]) -> Iterator[Verdict]:
         label = row.get("label")
         if not isinstance(label, bool):
             raise TerakoyaError(f"{place}: label", "must be true or false", given=label)
-        answer = _answer(place, "completion", _either(place, row, "completion"))
-        yield Verdict(place, _asked(place, row), answer, label)
+        prompt = _asked(place, row)
+        yield Verdict(place, prompt, _answer(place, "completion", _either(place, row, "completion"), prompt), label)
 
 
 def _asked(place: str, row: Row) -> tuple[Message, ...]:
@@ -174,9 +174,11 @@ def _either(place: str, row: Row, field: str) -> tuple[Message, ...]:
     return (Message("assistant", value),) if isinstance(value, str) else _said(place, field, row)
 
 
-def _answer(place: str, field: str, said: tuple[Message, ...]) -> str:
+def _answer(place: str, field: str, said: tuple[Message, ...], prompt: tuple[Message, ...]) -> str:
     if not said or said[-1].role != "assistant":
         raise TerakoyaError(f"{place}: {field}", "must end with a message of the assistant")
+    if said[:-1] not in ((), prompt):
+        raise TerakoyaError(f"{place}: {field}", "must be the answer alone, or begin with the prompt")
     return said[-1].content
 
 

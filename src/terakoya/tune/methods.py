@@ -164,6 +164,9 @@ class Grpo:
         _positive(self, "beta")
         if self.group < 2 or self.tokens < 1:
             raise TerakoyaError("method", given=(self.group, self.tokens), allowed="group 2 or more, tokens 1 or more")
+        if not (0 < self.clip[0] <= 1 and 0 < self.clip[1] < math.inf):
+            allowed = "two numbers more than 0, the first at most 1: how far below and above 1 a ratio counts"
+            raise TerakoyaError("method.clip", given=self.clip, allowed=allowed)
         if not any(isinstance(c, DECIDES) for c in self.checks):
             allowed = [d.__name__.lower() for d in DECIDES]
             raise TerakoyaError("method.checks", "must hold one that tells right from wrong", allowed=allowed)

@@ -8,7 +8,7 @@ from fractions import Fraction
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 PLAIN = str.maketrans("０１２３４５６７８９＋－＊／（）．，×÷−–〇", "0123456789+-*/().,*/--0")
 TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)|([-+*/()]))")
-LONGEST = 200  # characters of an expression
+LONGEST = 200  # characters of a number or an expression
 
 
 def numbers(text: str) -> list[str]:
@@ -19,7 +19,7 @@ def numbers(text: str) -> list[str]:
 def last_number(text: str) -> Fraction | None:
     """The last number of a text."""
     found = numbers(text)
-    return Fraction(found[-1]) if found else None
+    return Fraction(found[-1]) if found and len(found[-1]) <= LONGEST else None
 
 
 def value(text: str) -> Fraction | None:

@@ -19,7 +19,7 @@ from terakoya.train.objective import Outcome, context_of
 from terakoya.train.step import Objective
 from terakoya.tune.distil import checked_teacher
 from terakoya.tune.methods import Gkd
-from terakoya.tune.pack import dealt, laid, plain
+from terakoya.tune.pack import dealt, laid, plain, unsized
 from terakoya.tune.recipe import Tune
 from terakoya.tune.rollout import drawn, seed_of
 from terakoya.tune.samples import Sample
@@ -101,13 +101,14 @@ class Corrected(Lessons):
         self.questions = [q for q in ids if len(q) + plan.tokens <= recipe.rows.context]
         if plan.own and not self.questions:
             raise TerakoyaError("data", "holds no prompt that leaves room for method.tokens in rows.context")
-        self.notes.append(f"{len(self.questions):,} prompts for the student to answer itself")
+        left = f"; {len(ids) - len(self.questions):,} leave no room" if len(self.questions) < len(ids) else ""
+        self.notes.append(f"{len(self.questions):,} prompts for the student to answer itself{left}")
 
     def batch(self, step: int) -> Batch:
         own = random.Random(seed_of(self.recipe.seed, step, -1)).random() < self.plan.own
         batch = self._own(step) if own else self.train.batch(step)
         self.stats = {"own": float(own)}
-        return Shown(**plain(batch), seen=self._shown(batch))
+        return Shown(**unsized(batch), seen=self._shown(batch))
 
     def _own(self, step: int) -> Batch:
         chosen = dealt(len(self.questions), self.recipe.rows.count, self.recipe.seed, step)

@@ -112,5 +112,10 @@ def plain(batch: Batch) -> dict[str, Any]:
     return {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
 
 
+def unsized(batch: Batch) -> dict[str, Any]:
+    """The same without lengths in bytes: where the loss is no likelihood of the text, bits per byte mean nothing."""
+    return plain(batch) | {"bytes": 0, "row_bytes": ()}
+
+
 def _learnt(sample: Sample) -> Iterator[tuple[int, float]]:
     return zip(sample.ids[1:], sample.weights[1:], strict=True)

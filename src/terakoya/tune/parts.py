@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from terakoya.errors import TerakoyaError
 from terakoya.model.build import generator
 from terakoya.tune.plans import IA3, AdaLora, Lora
 
@@ -23,6 +24,10 @@ class LowRank(nn.Module):
         self.b0: Tensor | None
         like: dict[str, Any] = {"device": where(linear), "dtype": floating(linear)}
         if isinstance(plan, Lora) and plan.init == "pissa":
+            if plan.rank > (most := min(linear.in_features, linear.out_features)):
+                raise TerakoyaError(
+                    "adapter.rank", given=plan.rank, allowed=f"at most {most} with init = pissa: {name}"
+                )
             a, b = (t.to(**like).contiguous() for t in _principal(gathered(linear), plan.rank, plan.scale))
             self.register_buffer("a0", a.clone())
             self.register_buffer("b0", b.clone())

@@ -74,7 +74,7 @@ def export(
         raise TerakoyaError("adapter", "sits on layers that peft has no name for", given=", ".join(sorted(left)[:4]))
     plan = next(iter(found.values())).plan
     if isinstance(plan, IA3):
-        return shared | _ia3_config(plan, found, table), _ia3_tensors(found, table)
+        return shared | _ia3_config(found, table), _ia3_tensors(found, table, model)
     if isinstance(plan, AdaLora):
         every = [p.theirs for p in places(model.spec, family)]
         said, tensors = _triplets(plan, cast("Mapping[str, Triplets]", found), table, every, model)
@@ -254,9 +254,11 @@ def _lora_parts(
     said = _pattern(config.get("rank_pattern"), place.theirs, config.get("r"))
     if said != rank:
         raise TerakoyaError(f"{file}: {place.theirs}", f"has rank {rank} where the config says", given=said)
-    alpha = float(_pattern(config.get("alpha_pattern"), place.theirs, config.get("lora_alpha")))
+    alpha = _pattern(config.get("alpha_pattern"), place.theirs, config.get("lora_alpha"))
+    if not isinstance(alpha, int | float):
+        raise TerakoyaError(f"{file}: {place.theirs}", "needs lora_alpha in the config", given=alpha)
     cls = Dora if config.get("use_dora") else Lora
-    plan = cls(rank, alpha, stabilised=bool(config.get("use_rslora")))
+    plan = cls(rank, float(alpha), stabilised=bool(config.get("use_rslora")))
     linear = {n: cast("nn.Linear", model.get_submodule(n)) for n in place.ours}
     a, b_parts, m_parts = _cut(place, a, b, m, [k.out_features for k in linear.values()], model)
     made: dict[str, Part] = {}
@@ -326,35 +328,51 @@ def _pattern(table: Any, name: str, default: Any) -> Any:
     return found[0] if found else default
 
 
-def _ia3_config(plan: IA3, found: Mapping[str, Part], table: list[Place]) -> dict[str, Any]:
+def _ia3_config(found: Mapping[str, Part], table: list[Place]) -> dict[str, Any]:
     fed = [p.theirs for p in table if any(cast("Factors", found[n]).inputs for n in p.ours if n in found)]
-    return {"peft_type": "IA3", "target_modules": [p.theirs for p in table], "feedforward_modules": fed}
+    return {
+        "peft_type": "IA3", "target_modules": [p.theirs for p in table], "feedforward_modules": fed,
+        "fan_in_fan_out": any(p.transposed for p in table),
+    }  # fmt: skip
 
 
-def _ia3_tensors(found: Mapping[str, Part], table: list[Place]) -> dict[str, Tensor]:
+def _ia3_tensors(found: Mapping[str, Part], table: list[Place], model: Model) -> dict[str, Tensor]:
+    """Write factors; those of the outputs of a fused layer side by side, 1 for what is not scaled."""
     tensors = {}
     for place in table:
-        name, *others = place.ours
-        if others or place.layout != Layout():
-            raise TerakoyaError(place.theirs, "IA3 on a fused layer cannot be written in peft's format")
-        part = cast("Factors", found[name])
-        tensors[f"{PREFIX}{place.theirs}.ia3_l"] = part.l[None, :] if part.inputs else part.l[:, None]
+        parts = {n: cast("Factors", found[n]) for n in place.ours if n in found}
+        inputs = any(p.inputs for p in parts.values())
+        plain = len(place.ours) == 1 and place.layout == Layout()
+        if place.layout.dim or (inputs and not plain):
+            raise TerakoyaError(place.theirs, "IA3 on this side of a fused layer cannot be written in peft's format")
+        if inputs:
+            tensors[f"{PREFIX}{place.theirs}.ia3_l"] = parts[place.ours[0]].l[None, :]
+            continue
+        some = next(iter(parts.values())).l
+        sizes = {n: cast("nn.Linear", model.get_submodule(n)).out_features for n in place.ours}
+        rows = [parts[n].l if n in parts else some.new_ones(size) for n, size in sizes.items()]
+        tensors[f"{PREFIX}{place.theirs}.ia3_l"] = convert.fuse(rows, place.layout, model.spec)[:, None]
     return tensors
 
 
 def _ia3_parts(
     model: Model, place: Place, config: Mapping[str, Any], held: Mapping[str, Tensor], file: str
 ) -> dict[str, Part]:
-    name, *others = place.ours
-    if held.keys() != {"ia3_l"} or others or place.layout != Layout():
-        raise TerakoyaError(f"{file}: {place.theirs}", "cannot be read as IA3", given=", ".join(sorted(held)))
     fed = config.get("feedforward_modules") or []
     inputs = any(place.theirs == f or place.theirs.endswith(f".{f}") for f in fed)
-    part = Factors(cast("nn.Linear", model.get_submodule(name)), IA3(), inputs)
-    if part.l.shape != held["ia3_l"].flatten().shape:
+    plain = place.layout == Layout() and len(place.ours) == 1
+    if held.keys() != {"ia3_l"} or (inputs and not plain) or place.layout.dim:
+        raise TerakoyaError(f"{file}: {place.theirs}", "cannot be read as IA3", given=", ".join(sorted(held)))
+    linear = {n: cast("nn.Linear", model.get_submodule(n)) for n in place.ours}
+    made: dict[str, Part] = {n: Factors(layer, IA3(), inputs) for n, layer in linear.items()}
+    factors = [cast("Factors", p).l for p in made.values()]
+    flat = held["ia3_l"].flatten()
+    if len(flat) != sum(map(len, factors)):
         raise TerakoyaError(f"{file}: {place.theirs}", "has the wrong shape", given=tuple(held["ia3_l"].shape))
-    part.l.data.copy_(held["ia3_l"].flatten())
-    return {name: part}
+    rows = [flat] if inputs else convert.split(flat, [f.shape for f in factors], place.layout, model.spec)
+    for own, value in zip(factors, rows, strict=True):
+        own.data.copy_(value)
+    return made
 
 
 READERS = {"LORA": _lora_parts, "ADALORA": _triplet_parts, "IA3": _ia3_parts}

@@ -24,7 +24,7 @@ from terakoya.tune.branch import branches
 from terakoya.tune.methods import Ppo
 from terakoya.tune.pack import dealt, laid
 from terakoya.tune.plans import Added
-from terakoya.tune.questions import prompts
+from terakoya.tune.questions import prompts, roomy
 from terakoya.tune.recipe import Tune
 from terakoya.tune.reward import rewards
 from terakoya.tune.rollout import Rolled, Rollout, drawn, rolled, seed_of
@@ -151,12 +151,9 @@ class Rewarded:
         self.judge = Judge(judge, tokenizer, device)
         self.vocab = min(model.spec.vocab, tokenizer.vocab_size)
         self.objective: Objective = objective(plan, self.vocab)
-        found = list(dict.fromkeys(prompts(recipe.data)))
-        kept = [p for p in found if len(self._ids(p)) + plan.tokens <= recipe.rows.context]
-        self.train, self.prompts = parted(kept, said, recipe.data.holdout, recipe.seed)
-        self.notes = [f"{len(self.train):,} prompts to train on, {len(self.prompts):,} held out"]
-        if len(kept) < len(found):
-            self.notes.append(f"{len(found) - len(kept):,} prompts left no room for an answer in rows.context")
+        kept, left = roomy(prompts(recipe.data), lambda p: len(self._ids(p)), recipe, plan.tokens)
+        self.train, self.prompts = parted(list(dict.fromkeys(kept)), said, recipe.data.holdout, recipe.seed)
+        self.notes = [f"{len(self.train):,} prompts to train on, {len(self.prompts):,} held out{left}"]
         self.stats: dict[str, float] = {}
         self._held: Valued | None = None
 
@@ -228,8 +225,9 @@ class Rewarded:
         asked = self.prompts[: 16 if limit is not None else len(self.prompts)]
         batch, groups, score = self._drawn(asked, [seed_of(self.recipe.seed, -1, i) for i in range(len(asked))], 1)
         seen = {f"heldout_{k}": v for k, v in self._said(batch, [r for g in groups for r in g], score).items()}
-        spread = score.std().item() if len(score) > 1 else math.nan
-        return seen | {"heldout_interval": 1.96 * spread / math.sqrt(len(score))}
+        if len(score) < 2:
+            return seen  # one answer has no spread
+        return seen | {"heldout_interval": 1.96 * score.std().item() / math.sqrt(len(score))}
 
     def _ids(self, prompt: Prompt) -> list[int]:
         return render(self.tokenizer, prompt, template=self.recipe.data.template, answer=True).ids

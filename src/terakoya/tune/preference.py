@@ -202,6 +202,9 @@ class Judgements:
                 if counts.dropped and self.recipe.data.overlong == "drop":
                     continue
                 raise
+            if len(short) == 2 and short[0].ids == short[1].ids:
+                problem = f"can never teach anything: both answers are the same in {self.recipe.rows.context} tokens"
+                raise TerakoyaError(short[0].place, problem, hint="raise rows.context, or data.overlong = drop")
             if len(short) == len(samples):
                 fitting.append((tuple(short), liked))
         self.notes.append(f"{name}: {counts.said()}; {len(fitting):,} judgements of {len(items):,} fit")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from terakoya.errors import TerakoyaError
 from terakoya.tokenizer import Message
 from terakoya.tokenizer.chat import conversation
 from terakoya.tune.checks import Check, Marked, Number, Tests, Value
 from terakoya.tune.formats import Talk, examples
-from terakoya.tune.numbers import numbers, value
-from terakoya.tune.recipe import Data
+from terakoya.tune.numbers import LONGEST, numbers, value
+from terakoya.tune.recipe import Data, Tune
 from terakoya.tune.rows import Row
 from terakoya.tune.work import Prompt, read
 
 ADDITION = "two-digit-addition"  # a source that needs no file
+SUMS = 90 * 90  # of two numbers from 10 to 99
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Question:
     prompt: Prompt
     answer: str = ""
     tests: str = ""
+    place: str = ADDITION
 
 
 def addition(count: int, seed: int) -> list[Question]:
@@ -40,18 +44,40 @@ def addition(count: int, seed: int) -> list[Question]:
 def questions(data: Data, checks: Sequence[Check], seed: int) -> Iterator[Question]:
     """Read the questions that `checks` can judge: rows with an `answer`, with `tests`, or the built-in sums."""
     if data.source == ADDITION:
+        if data.limit is not None and data.limit > SUMS:
+            raise TerakoyaError("data.limit", given=data.limit, allowed=f"at most {SUMS:,}: there are no more sums")
         yield from addition(data.limit or 1000, seed)
         return
     for place, row in read(data):
         answer = _answer(place, row) if any(isinstance(c, Number | Marked | Value) for c in checks) else ""
         tests = _tests(place, row) if any(isinstance(c, Tests) for c in checks) else ""
-        yield Question(asked(place, row), answer, tests)
+        yield Question(asked(place, row), answer, tests, place)
 
 
-def prompts(data: Data) -> Iterator[Prompt]:
-    """Read prompts alone, from rows of any kind."""
+def prompts(data: Data) -> Iterator[tuple[str, Prompt]]:
+    """Read prompts alone with their places, from rows of any kind."""
     for place, row in read(data):
-        yield asked(place, row)
+        yield place, asked(place, row)
+
+
+def roomy(found: Iterable[tuple[str, T]], length: Callable[[T], int], recipe: Tune, tokens: int) -> tuple[list[T], str]:
+    """Keep what leaves room for an answer of `tokens` in rows.context, as data.overlong says; say what was not kept."""
+    room, overlong = recipe.rows.context, recipe.data.overlong
+    if overlong not in ("error", "drop"):
+        raise TerakoyaError("data.overlong", "cuts no prompt that is to be answered", given=overlong,
+                            allowed=["error", "drop"])  # fmt: skip
+    kept: list[T] = []
+    dropped: list[str] = []
+    for place, item in found:
+        if (size := length(item)) + tokens <= room:
+            kept.append(item)
+        elif overlong == "error":
+            problem = f"asks in {size} tokens: no room for method.tokens = {tokens} more in rows.context = {room}"
+            raise TerakoyaError(place, problem, hint="raise rows.context, or leave such rows out: data.overlong = drop")
+        else:
+            dropped.append(place)
+    shown = ", ".join(dropped[:3]) + (", …" if len(dropped) > 3 else "")
+    return kept, f"; {len(dropped):,} overlong dropped ({shown})" if dropped else ""
 
 
 def asked(place: str, row: Row) -> Prompt:
@@ -81,8 +107,9 @@ def _answer(place: str, row: Row) -> str:
     if value(said) is not None:
         return said
     found = numbers(said.rpartition("####")[2])
-    if not found:
-        raise TerakoyaError(f"{place}: answer", "must hold a number to check against", given=row.get("answer"))
+    if not found or len(found[-1]) > LONGEST:
+        allowed = f"a number of at most {LONGEST} digits to check against"
+        raise TerakoyaError(f"{place}: answer", given=said[:80], allowed=allowed)
     return found[-1]
 
 

@@ -22,7 +22,7 @@ from terakoya.tune.checks import Answer, reward
 from terakoya.tune.methods import Grpo
 from terakoya.tune.pack import dealt
 from terakoya.tune.plans import Added
-from terakoya.tune.questions import Question, questions
+from terakoya.tune.questions import Question, questions, roomy
 from terakoya.tune.recipe import Tune
 from terakoya.tune.rollout import Rolled, Rollout, drawn, rolled, seed_of
 from terakoya.tune.work import Prompt, parted, said
@@ -33,7 +33,13 @@ def advantages(rewards: Tensor, plan: Grpo) -> Tensor:
     size = rewards.shape[1]
     mean = rewards.mean(1, keepdim=True)
     gain = rewards - mean if plan.baseline == "group" else (rewards - mean) * size / (size - 1)
-    return gain / (rewards.std(1, keepdim=True) + 1e-4) if plan.scale == "group" else gain
+    gain = gain / (rewards.std(1, keepdim=True) + 1e-4) if plan.scale == "group" else gain
+    return gain.masked_fill(flat(rewards)[:, None], 0.0)
+
+
+def flat(rewards: Tensor) -> Tensor:
+    """Say which groups teach nothing, all answers worth the same: (G, N) -> (G,). Means of 0.2 are not quite 0.2."""
+    return rewards.amax(1) == rewards.amin(1)
 
 
 def objective(plan: Grpo, vocab: int) -> Objective:
@@ -70,9 +76,10 @@ class Trials:
         if plan.beta and not isinstance(recipe.adapter, Added):
             raise TerakoyaError("method.beta", "needs the base under an adapter as its reference", given=plan.beta)
         self.objective: Objective = objective(plan, self.vocab)
-        found = list(questions(recipe.data, plan.checks, recipe.seed))
+        asked = ((q.place, q) for q in questions(recipe.data, plan.checks, recipe.seed))
+        found, left = roomy(asked, lambda q: len(self._ids(q.prompt)), recipe, plan.tokens)
         self.train, self.heldout = parted(found, lambda q: said(q.prompt), recipe.data.holdout, recipe.seed)
-        self.notes = [f"{len(self.train):,} questions to train on, {len(self.heldout):,} held out"]
+        self.notes = [f"{len(self.train):,} questions to train on, {len(self.heldout):,} held out{left}"]
         self.prompts = [q.prompt for q in self.heldout]
         self.stats: dict[str, float] = {}
 
@@ -96,15 +103,12 @@ class Trials:
         judged = [[self.judged(r, q) for r in g] for q, g in zip(asked, groups, strict=True)]
         rewards = torch.tensor([[worth for worth, _ in row] for row in judged])
         solved = torch.tensor([[float(right) for _, right in row] for row in judged])
-        gain = advantages(rewards, self.plan)
-        if self.plan.unfinished == "leave":
-            gain = gain * torch.tensor([[float(r.finished) for r in g] for g in groups])
-        batch = self._rolled([q.prompt for q in asked], groups, gain)
+        batch = self._rolled([q.prompt for q in asked], groups, advantages(rewards, self.plan))
         lengths = [len(r.ids) for g in groups for r in g]
         self.stats = {
             "solved": solved.mean().item(),
             "reward": rewards.mean().item(),
-            "flat": (rewards.std(1) == 0).float().mean().item(),  # groups that teach nothing: all right or all wrong
+            "flat": flat(rewards).float().mean().item(),
             "length": sum(lengths) / len(lengths),
             "unfinished": sum(not r.finished for g in groups for r in g) / len(lengths),
         }
@@ -128,15 +132,19 @@ class Trials:
         return render(self.tokenizer, prompt, template=self.recipe.data.template, answer=True).ids
 
     def _rolled(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]], gain: Tensor) -> Rolled:
-        """Lay the answers out; groups that teach nothing count in the total, but are not computed."""
+        """Lay the answers out; what teaches nothing counts in the total, but is not computed."""
         every = [r for g in groups for r in g]
         tokens = sum(len(r.ids) for r in every)
         total = {"answer": len(every), "tokens": tokens, "most": len(every) * self.plan.tokens}[self.plan.norm]
-        if not self.plan.beta:
-            live = [i for i, row in enumerate(gain) if row.any()] or [0]
-            prompts, groups, gain = [prompts[i] for i in live], [groups[i] for i in live], gain[live]
-        batch = rolled([self._ids(p) for p in prompts], groups, gain, float(total))
-        return replace(batch, reference=self._reference(batch)) if self.plan.beta else batch
+        weighed = [list(zip(g, row, strict=True)) for g, row in zip(groups, gain.tolist(), strict=True)]
+        if self.plan.unfinished == "leave":
+            weighed = [[(r, a) for r, a in some if r.finished] for some in weighed]
+        taught = [i for i, some in enumerate(weighed) if some and (self.plan.beta or any(a for _, a in some))]
+        live = [(prompts[i], weighed[i]) for i in taught] or [(prompts[0], [(groups[0][0], 0.0)])]
+        answers = [[r for r, _ in some] for _, some in live]
+        worth = torch.tensor([a for _, some in live for _, a in some])
+        batch = rolled([self._ids(p) for p, _ in live], answers, worth, float(total))
+        return replace(batch, reference=self._reference(batch)) if self.plan.beta and taught else batch
 
     @torch.no_grad()
     def _reference(self, batch: Rolled) -> Tensor:

@@ -97,7 +97,7 @@ class Rolled(Batch):
 
 
 def rolled(prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Rollout]], gain: Tensor, total: float) -> Rolled:
-    """Lay prompts and answers out; gain (G, N). The last id of an answer is only predicted."""
+    """Lay prompts and answers out; gain (G, N), or (answers,). The last id of an answer is only predicted."""
     tokens: list[int] = []
     at: list[int] = []
     ends, shapes = [], []

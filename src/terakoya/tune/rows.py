@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from terakoya.errors import MissingExtra, TerakoyaError
 
 SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
 HUB = "hf://datasets/"
+HALF = re.compile("[\ud800-\udfff]")
 Row = Mapping[str, Any]
 
 
@@ -70,6 +72,8 @@ def _json(path: Path) -> Iterator[tuple[str, Row]]:
                 row = json.loads(decoded(line, place, offset).removeprefix("\ufeff"))
             except (ValueError, RecursionError) as error:
                 raise TerakoyaError(place, f"is not JSON ({error})") from None
+            if b"\\u" in line and HALF.search(json.dumps(row, ensure_ascii=False)):
+                raise TerakoyaError(place, "holds half of a surrogate pair, which is no text")
             if not isinstance(row, dict):
                 raise TerakoyaError(place, "must be a JSON object", given=type(row).__name__)
             yield place, row

@@ -202,9 +202,15 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = Non
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise TerakoyaError(recipe.model, "has no tokenizer")
+    if loaded.spec.sort != "decoder" and not (loaded.spec.sort == "encoder" and isinstance(recipe.method, Reward)):
+        raise TerakoyaError("model", f"is an {loaded.spec.sort}, and this method teaches what continues a text",
+                            given=recipe.model, hint="put a head on it: recipes head-*")  # fmt: skip
     context = loaded.spec.context
     if isinstance(recipe.adapter, Ahead):
         context -= recipe.adapter.tokens
+        if context < 1:
+            allowed = f"less than the model's context, {loaded.spec.context}"
+            raise TerakoyaError("adapter.tokens", given=recipe.adapter.tokens, allowed=allowed)
     if recipe.rows.context > context:
         most = "the model's" if context == loaded.spec.context else "the model's less adapter.tokens,"
         raise TerakoyaError("rows.context", given=recipe.rows.context, allowed=f"at most {most} {context}")
@@ -221,6 +227,8 @@ def prepare(run: Run, recipe: Tune, loaded: Loaded, teacher: Loaded | None = Non
             raise TerakoyaError("quantise", problem, allowed=ADDED)
         quantise(model, recipe.quantise)
     adapters.prepare(model, recipe.adapter, seed=recipe.seed)
+    if adapters.names(model):
+        peft.export(model, loaded.family)  # what cannot be written is refused before the first step
     if isinstance(recipe.method, Reward):
         add_head(model, recipe.seed)
     if isinstance(recipe.method, Ppo):
