@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from terakoya import config, device
 from terakoya.data import Loader, Shards
 from terakoya.engine.generate import complete
 from terakoya.engine.sampling import Sampling
 from terakoya.model import spec
-from terakoya.model.build import count
+from terakoya.model.build import count, parameters
 from terakoya.model.model import Model
 from terakoya.ngram.counts import count as count_ngrams
 from terakoya.ngram.model import NGram
@@ -37,6 +38,7 @@ from terakoya.ngram.run import evaluate as score_ngrams
 from terakoya.tokenizer import Tokenizer
 from terakoya.train import loop
 from terakoya.train.objective import causal
+from terakoya.train.optim import Optimizer
 from terakoya.train.prepare import prepare_data
 from terakoya.train.recipe import Recipe, Rows, resolve
 from terakoya.train.run import Run
@@ -53,6 +55,7 @@ SCALE = (128, 4, 32)  # width, depth, head width
 BORN_DEEP = {"rnn": 1, "lstm": 2, "gru": 2}  # without a residual stream four layers would not learn
 ROWS = Rows(8, 256)
 ORDER = 5
+KEEP = 20  # steps between two looks that a killed training goes on from
 
 
 def shaped(name: str, vocab: int, context: int, parameters: int) -> spec.Model:
@@ -78,6 +81,25 @@ def _fitted(at: Any, high: int, parameters: int) -> spec.Model:
     return min((at(n) for n in (max(1, low - 1), low)), key=lambda m: abs(count(m) - parameters))
 
 
+def _keep(path: Path, model: Model, optimizer: Optimizer, done: int, seconds: float) -> None:
+    """Write where a training stands, so that one that was killed goes on from there."""
+    tensors = {f"model/{n}": p.detach().contiguous() for n, p in parameters(model).items()}
+    tensors |= {f"optimizer/{n}": t.contiguous() for n, t in optimizer.state().items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors | {"at": torch.tensor([done, seconds], dtype=torch.float64)}, partial)
+    partial.replace(path)
+
+
+@torch.no_grad()
+def _resumed(path: Path, model: Model, optimizer: Optimizer) -> tuple[int, float]:
+    """Take up a training where it stood; return the steps done and the seconds they took."""
+    held = load_file(path)
+    for name, p in parameters(model).items():
+        p.copy_(held[f"model/{name}"])
+    optimizer.load({n.partition("/")[2]: t for n, t in held.items() if n.startswith("optimizer/")})
+    return int(held["at"][0]), float(held["at"][1])
+
+
 class Bench:
     """The text, and how to train and score on it."""
 
@@ -85,7 +107,7 @@ class Bench:
         device.keep_memory()
         self.train, self.heldout = (Shards.open(folder / "data" / side) for side in ("train", "heldout"))
         self.tokenizer = Tokenizer.load(folder / "tokenizer")
-        self.parameters = parameters
+        self.folder, self.parameters = folder, parameters
         self.place = device.choose("cpu")
 
     def shape(self, name: str) -> spec.Model:
@@ -94,26 +116,33 @@ class Bench:
     def steps(self, s: spec.Model, flops: float) -> int:
         return int(flops / (loop.flops_per_token(s, ROWS.context) * ROWS.count * ROWS.context))
 
-    def learn(self, name: str, s: spec.Model, steps: int, whole: int | None = None) -> tuple[Model, float]:
+    def learn(
+        self, name: str, s: spec.Model, steps: int, whole: int | None = None, kept: Path | None = None
+    ) -> tuple[Model, float]:
         """Train for `steps` of a schedule of `whole`; return the model and the seconds of one core."""
         recipe = resolve(replace(Recipe(), model=s, family=name, rows=ROWS), s.vocab)
         loader = Loader(self.train, rows=ROWS.count, context=ROWS.context, seed=0)
         model, optimizer = loop.fresh(recipe, self.place)
+        first, before = _resumed(kept, model, optimizer) if kept and kept.exists() else (0, 0.0)
         began = time.process_time()
-        for i in range(steps):
+        for i in range(first, steps):
             rate = factor(recipe.schedule, i, whole or steps)
             step(model, [loader.batch(i)], causal, optimizer, factor=rate, clip=recipe.clip)
-        return model, time.process_time() - began
+            if kept and (i % KEEP == KEEP - 1 or i == steps - 1):
+                _keep(kept, model, optimizer, i + 1, before + time.process_time() - began)
+        return model, before + time.process_time() - began
 
     def network(self, name: str, flops: float, seconds: float) -> dict[str, Any]:
         s = self.shape(name)
         row: dict[str, Any] = {"family": name, "born": lineage.family(name).born, "parameters": count(s)}
         if flops:
             steps = self.steps(s, flops)
-            model, spent = self.learn(name, s, steps)
+            kept = self.folder / f"{name}-{count(s)}-{steps}.safetensors"
+            model, spent = self.learn(name, s, steps, kept=kept)
             row |= {"steps": steps, "tokens_per_second": steps * ROWS.count * ROWS.context / spent}
             row |= {"bits_per_byte": loop.evaluate(model, self.heldout, ROWS, self.place)}
             row |= {"generated_per_second": self.speed(model)}
+            kept.unlink()
         if seconds:
             self.learn(name, s, 2, 100)  # the first step is slow
             steps = max(8, int(seconds / (self.learn(name, s, 6, 100)[1] / 6)))

@@ -153,6 +153,15 @@ def right(model: AwdLstm, head: Classifier, passages: list[Passage]) -> float:
     return hits / len(passages)
 
 
+def written(folder: Path, tokenizer: Tokenizer, sides: dict[str, list[Passage]]) -> None:
+    """Write the passages as rows of text and label, for `terakoya tune` with a head on another model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, side in sides.items():
+        rows = [{"text": tokenizer.decode(ids), "label": AUTHORS[label]} for ids, label in side]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+
+
 def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("general")
@@ -163,6 +172,7 @@ def main() -> None:
     p.add_argument("--epochs", type=int, default=24)
     p.add_argument("--labelled", type=int, default=20, help="passages of each author")
     p.add_argument("--by", default="adamw", choices=["adamw", "ntasgd"], help="what stage one learns with")
+    p.add_argument("--examples", type=Path, help="write the passages there, and do nothing else")
     p.add_argument("--limit", type=int, default=12_000_000, help="bytes of general text")
     p.add_argument("--work", type=Path, default=Path("runs/ulmfit-bench"))
     args = p.parse_args()
@@ -173,6 +183,9 @@ def main() -> None:
     tokenizer = prepare_data(Run.create(args.work, recipe), recipe, print)
     source = Shards.open(args.work / "data" / "train")
     seen, unseen = passages(args.target, tokenizer, args.labelled), passages(args.heldout, tokenizer, 60)
+    if args.examples:
+        written(args.examples, tokenizer, {"seen": seen, "unseen": unseen})
+        return
     texts = [t for t, _ in passages(args.target, tokenizer, 400)]
     held = [batch([t for t, _ in unseen[a : a + 50]]) for a in range(0, len(unseen), 50)]
     model = AwdLstm(AwdPlan(128, 256, 2, DROPS), len(source.token_bytes))
