@@ -86,20 +86,37 @@ def nats(model: AwdLstm, batches: list[Batch]) -> float:
     return sum(causal(model, b).loss.item() for b in batches) / sum(b.weight for b in batches)
 
 
-def general(model: AwdLstm, source: Shards, steps: int, held: list[Batch], by: str) -> None:
-    """Stage one: a language model of the general text."""
+def general(model: AwdLstm, source: Shards, steps: int, held: list[Batch], by: str, kept: Path) -> None:
+    """Stage one: a language model of the general text; one that was killed goes on where `kept` stands."""
     loader = Loader(source, rows=ROWS, context=128, seed=0)
     slow = NtAsgd(model, NtAsgdPlan(lr=10.0)) if by == "ntasgd" else None
-    optimizer = slow or Optimizer(model, AdamW(lr=4e-3, weight_decay=0.0))
-    for k in range(steps):
+    optimizer, first = slow or Optimizer(model, AdamW(lr=4e-3, weight_decay=0.0)), 0
+    if kept.exists():
+        first = resumed(kept, model, optimizer)
+    for k in range(first, steps):
         model.noise.begin(0, k)
         rate = 1.0 if slow else slanted(k, steps)
         step(model, [loader.batch(k)], awd, optimizer, factor=rate, clip=0.25)  # type: ignore[arg-type]
         model.noise.end()
         if slow and k % 10 == 9:
             slow.observe(nats(model, held[:2]))
+        if k % 20 == 19 or k == steps - 1:
+            tensors = {f"model/{n}": p.detach().contiguous() for n, p in model.named_parameters()}
+            tensors |= {f"optimizer/{n}": t.contiguous() for n, t in optimizer.state().items()}
+            save_file(tensors | {"at": torch.tensor(k + 1)}, kept.with_suffix(".partial"))
+            kept.with_suffix(".partial").replace(kept)
     if slow:
         slow.swap()
+
+
+@torch.no_grad()
+def resumed(kept: Path, model: AwdLstm, optimizer: Optimizer | NtAsgd) -> int:
+    """Take up stage one where it stood; return the steps done."""
+    held = load_file(kept)
+    for name, p in model.named_parameters():
+        p.copy_(held[f"model/{name}"])
+    optimizer.load({n.removeprefix("optimizer/"): t for n, t in held.items() if n.startswith("optimizer/")})
+    return int(held["at"])
 
 
 def tuned(model: AwdLstm, texts: list[list[int]], steps: int) -> None:
@@ -200,11 +217,7 @@ def main() -> None:
 
     fresh, began = copy.deepcopy(model), time.process_time()
     kept = args.work / f"general-{args.by}-{args.steps}.safetensors"
-    if kept.exists():  # the longest part is done once
-        model.load_state_dict(load_file(kept), strict=False)  # but for the head's table, which is the words'
-    else:
-        general(model, source, args.steps, held, args.by)
-        save_file({n: t.contiguous() for n, t in model.state_dict().items() if n != "head.weight"}, kept)
+    general(model, source, args.steps, held, args.by, kept)
     print(f"the general text: {time.process_time() - began:.0f} s of one core", flush=True)
     told("random weights", fresh, gradual=False)
     told("the general language model", model)
