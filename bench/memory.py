@@ -19,7 +19,8 @@ from pathlib import Path
 RECIPES = Path(__file__).parents[1] / "recipes"
 WAYS = (
     "tune-ja", "tune-dora", "tune-adalora", "tune-ia3", "tune-prefix", "tune-prompt", "tune-ptuning", "tune-top",
-    "tune-qlora", "tune-int8", "tune-full", "tune-dpo", "tune-gkd", "tune-add", "tune-ppo",
+    "tune-qlora", "tune-int8", "tune-full", "tune-dpo", "tune-orpo", "tune-kto", "tune-reward", "tune-distil",
+    "tune-gkd", "tune-add", "tune-ppo",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,8 @@ def test_the_teacher_may_write_the_answers_itself(tmp_path: Path, monkeypatch: p
     want, _, _ = gradients(rival, [batch], answers)
     assert loss == pytest.approx(want, abs=1e-5)
     assert (grads(model) - grads(rival)).abs().max() <= 1e-5
+    with pytest.raises(TerakoyaError, match="no prompt that leaves room"):
+        Distilled(made, replace(plan, tokens=600), tok, Loaded(teacher, tok, ""), tmp_path, "cpu")
     monkeypatch.setattr(distil, "drawn", lambda *a, **k: [[Rollout((1,), (0.0,), "x", False)]] * 99)
     (tmp_path / "teacher.jsonl").unlink()
     with pytest.raises(TerakoyaError, match=r"ended none|other examples"):

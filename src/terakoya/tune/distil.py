@@ -88,6 +88,8 @@ class Distilled(Lessons):
         ids = [render(tokenizer, p, template=template, answer=True).ids for _, p in asked]
         room = min(self.teacher.spec.context, self.recipe.rows.context + 1)
         fits = [i for i, q in enumerate(ids) if len(q) + self.plan.tokens <= room]
+        if not fits:
+            raise TerakoyaError("data", "holds no prompt that leaves room for method.tokens in rows.context")
         said = _answered(
             self.folder / "teacher.jsonl", self.teacher, tokenizer, [ids[i] for i in fits], self.plan.tokens
         )
