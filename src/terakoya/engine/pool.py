@@ -90,17 +90,43 @@ class Pool:
         if name is not None:
             del self.pages[name]
 
-    def claim(self, owner: int, count: int, after: int | None = None) -> int | None:
-        """Wish for `count` pages side by side, from `after` on if it may be; return the first, None where none is."""
+    def claim(self, owner: int, count: int, after: int | None = None, least: int = 1) -> int | None:
+        """Wish for `count` pages side by side, from `after` on if it may be; return the first, None where none is.
+
+        Empty pages come first, be they only `least`: behind a prefix that many share stands what the last of them
+        said, and its next turn will read that again. Where all is full, the longest unused are wished for.
+        """
         usable = (self.state != LIVE) & (self.owner == 0)
-        if after is not None:
-            length = _run(usable, after)
-            if length >= count:
-                self.owner[after : after + count] = owner
-                return after
-        start, length = self._best(usable, count)
+        start, length = self._wished(usable, count, after, least)
         self.owner[start : start + length] = owner
         return start if length else None
+
+    def _wished(self, usable: np.ndarray, count: int, after: int | None, least: int) -> tuple[int, int]:
+        """Find what `claim` claims: (start, length)."""
+        empty = usable & (self.state == FREE)
+        if after is not None and (run := min(_run(empty, after), count)) >= least:
+            return after, run
+        start, length = self._best(usable, count)
+        if length == count and not self._newest(start, count):
+            return start, count
+        place, run = self._best(empty, count)
+        if run >= least:
+            return place, run
+        if (
+            after is not None
+            and _run(usable, after) >= count
+            and self._newest(after, count) <= self._newest(start, length)
+        ):
+            return after, count
+        return start, length
+
+    def claim_empty(self, owner: int, count: int) -> int | None:
+        """Wish for `count` empty pages side by side; return the first, None where there are none together."""
+        start, length = self._best((self.state == FREE) & (self.owner == 0), count)
+        if length < count:
+            return None
+        self.owner[start : start + count] = owner
+        return start
 
     def disclaim(self, owner: int) -> None:
         """Drop a claim."""
@@ -137,8 +163,12 @@ class Pool:
         runs = [(a, b - a) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)]
         places = [a + i for a, n in runs for i in range(0, n - count + 1, max(count, 1))]
         if places:
-            return min(places, key=lambda a: self.used[a : a + count].max(initial=0)), count
+            return min(places, key=lambda a: self._newest(a, count)), count
         return max(runs, key=lambda run: run[1], default=(0, 0))
+
+    def _newest(self, start: int, count: int) -> int:
+        """Return when the latest used of so many pages was last held; 0 where all are empty."""
+        return int(self.used[start : start + count].max(initial=0))
 
 
 def _run(usable: np.ndarray, start: int) -> int:

@@ -145,7 +145,7 @@ class Store:
                 return None
         whole = len(tokens) + min(more, AHEAD)
         for g, table in zip(self.groups, held.tables, strict=True):
-            self._adopt(g, table, held, blocks, self._pages(g, whole))
+            self._adopt(g, table, held, blocks, self._pages(g, len(tokens)), self._pages(g, whole))
         held.named = blocks
         self.check()
         return held
@@ -211,6 +211,11 @@ class Store:
             held.source = None
         self.check()
 
+    def rest(self) -> None:
+        """Forget what rows of nobody left in the spare slot of state."""
+        if self.states is not None:
+            self.states.rest()
+
     def forget(self) -> None:
         """Empty the prefix cache."""
         for part in self._parts():
@@ -270,30 +275,34 @@ class Store:
             held.slot, blocks = pool.take(None, held.id), 0
         return blocks
 
-    def _adopt(self, g: Group, table: Table, held: Held, blocks: int, whole: int) -> None:
-        """Hold the known blocks in place where the sequence can grow from there, else copy them, else leave a bend."""
+    def _adopt(self, g: Group, table: Table, held: Held, blocks: int, least: int, whole: int) -> None:
+        """Hold the known blocks in place where the sequence can grow from there, else copy them, else leave a bend.
+
+        Copies take empty pages only: what is kept for others is worth more than a straight table.
+        """
         first = blocks - g.needs(blocks)
         table.pages, table.gone = [-1] * first, first
         pages = [p for name in held.hashes[first:blocks] if (p := g.pool.find(name)) is not None]
         for page in pages:
             g.pool.share(page)
-        rest = max(whole - len(pages), 1)
+        rest, least = max(whole - len(pages), 1), max(least - len(pages), 1)
         after = pages[-1] + 1 if pages else None
         straight = all(b == a + 1 for a, b in pairwise(pages))
-        wish = g.pool.claim(held.id, rest, after if straight else None)
+        wish = g.pool.claim(held.id, rest, after if straight else None, least)
         if pages and not (straight and wish == after):
-            pages, wish = self._moved(g, pages, held, whole)
+            g.pool.disclaim(held.id)
+            start = g.pool.claim_empty(held.id, max(whole, len(pages)))
+            if start is None:
+                wish = g.pool.claim(held.id, rest, None, least)
+            else:
+                pages, wish = self._moved(g, pages, held, start), start + len(pages)
         table.bend = first
         for page in pages:
             table.append(page)
         table.next = wish
 
-    def _moved(self, g: Group, pages: list[int], held: Held, whole: int) -> tuple[list[int], int | None]:
-        """Copy known pages to a place with room behind it, if there is one: (pages, the page to go on with)."""
-        g.pool.disclaim(held.id)
-        start = g.pool.claim(held.id, whole)
-        if start is None or (g.pool.owner[start : start + whole] == held.id).sum() < whole:
-            return pages, start
+    def _moved(self, g: Group, pages: list[int], held: Held, start: int) -> list[int]:
+        """Copy known pages to a claimed place from `start` on: return the copies."""
         copies = []
         for i, page in enumerate(pages):
             new = g.pool.take(start + i, held.id)
@@ -304,7 +313,7 @@ class Store:
             copies.append(new)
         for page in reversed(pages):
             g.pool.release(page)
-        return copies, start + len(copies)
+        return copies
 
     def _keep(self, held: Held, name: bytes) -> None:
         assert self.states is not None
