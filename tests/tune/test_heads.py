@@ -160,6 +160,15 @@ def test_offsets_cover_the_text(text: str) -> None:
     assert all(a <= b for a, b in found)
 
 
+def test_examples_come_from_the_hub_as_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    written(tmp_path, rows_of(Classify()))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    data = Source(source="hf://datasets/who/what")
+    work = Headed(Classify(), data, Rows(8, 128), tokenizer(), 0)
+    assert len(work.train) + len(work.heldout) == 40
+
+
 def test_a_pair_is_read_between_its_marks() -> None:
     reader = Reader(tokenizer(), 64)
     signs = reader.signs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from terakoya.tune.heads.kinds import Choose, Classify, Embed, Extract, Kind, Re
 from terakoya.tune.heads.reading import Overlong, Reader, offsets
 from terakoya.tune.heads.rewrite import pair_of, rewrite
 from terakoya.tune.pack import dealt
+from terakoya.tune.rows import located
 from terakoya.tune.rows import rows as read_rows
 from terakoya.tune.work import parted
 
@@ -38,7 +38,7 @@ from terakoya.tune.work import parted
 class Source:
     """Where the examples come from."""
 
-    source: str = "examples.jsonl"  # a .jsonl(.zst) or .parquet file, or a folder of them
+    source: str = "examples.jsonl"  # a .jsonl(.zst) or .parquet file, or a folder of them; hf://datasets/OWNER/NAME
     heldout: str | None = None  # such a file of examples to measure on; none: a share of `source`
     holdout: float = 0.1
     overlong: Literal["error", "drop"] = "error"
@@ -143,7 +143,7 @@ def sides(kind: Kind, data: Source, seed: int) -> tuple[list[Example], list[Exam
     """Read the examples to learn from and those held out."""
 
     def read(place: str) -> list[Example]:
-        found = examples(read_rows(Path(place)), kind)
+        found = examples(read_rows(located(place)), kind)
         return [x for x, _ in zip(found, range(data.limit or 10**12))]
 
     learn = read(data.source)
