@@ -84,6 +84,18 @@ def synchronise(device: Device) -> None:
         torch.cuda.synchronize()
 
 
+def peak_memory(device: Device) -> int:
+    """Return the most bytes that this process has held: on a GPU there, else in the machine's memory."""
+    if device.cuda:
+        import torch
+
+        return torch.cuda.max_memory_allocated(device.name)
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def compute_dtype(device: Device) -> torch.dtype:
     """Return the torch type of matrix products."""
     import torch

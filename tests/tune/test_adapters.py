@@ -121,6 +121,16 @@ def test_the_rate_of_b_is_its_own() -> None:
     assert {optimizer.names[p].rpartition(".")[2] for p in fast} == {"b"}
 
 
+def test_experts_are_counted_and_passed_over() -> None:
+    model = small(family="mixtral")
+    held = sum(p.numel() for n, p in model.named_parameters() if ".mlp." in n and "router" not in n)
+    assert adapters.passed_over(model) == held > 0
+    adapters.add(model, Lora(4, 8.0))
+    assert {n.split(".")[2] for n in adapters.trained(model)} >= {"attn"}
+    assert not any(n.endswith((".up", ".down", ".gate")) for n in adapters.adapted(model))
+    assert adapters.passed_over(small()) == 0
+
+
 def test_wrong_targets_are_named() -> None:
     with pytest.raises(TerakoyaError, match="did you mean 'gate'"):
         adapters.add(small(), Lora(targets=("gat",)))

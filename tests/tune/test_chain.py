@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,4 +68,8 @@ def test_the_whole_way_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     first = {p: p.read_bytes() for p in run.rglob("metrics.jsonl")}
     main(["tune", str(RECIPE), "--run", str(run), *changes])  # nothing is left to do, and nothing changes
     assert {p: p.read_bytes() for p in run.rglob("metrics.jsonl")} == first
-    assert "stage 3 of 3: ppo" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "stage 3 of 3: ppo" in said
+    assert re.search(r"AdamW's states: [\d,]+ MiB; with every weight learning in fp32: [\d,]+ MiB", said)
+    assert re.search(r"peak memory of this process: \d+\.\d GiB", said)
+    assert (run / "3-ppo" / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -63,6 +63,24 @@ def test_prompt_and_completion_learn_the_completion_alone() -> None:
     assert tok.decode([i for i, w in zip(sample.ids, sample.weights) if w]) == "d"
 
 
+def test_an_answer_of_weight_nothing_is_read_and_not_learnt() -> None:
+    tok, said = tokenizer(), talk(ASK, "誤り", "もう一度", SAY)
+    (found,) = examples(
+        [("x", {"messages": [said[0], said[1] | {"weight": 0}, said[2], said[3] | {"weight": 1}]})], None
+    )
+    assert isinstance(found, Talk)
+    mine, whole = encode(tok, found), encode(tok, Talk("x", messages(ASK, "誤り", "もう一度", SAY)))
+    assert mine.ids == whole.ids
+    end = len(render(tok, messages(ASK, "誤り")).ids)
+    assert any(whole.weights[:end])
+    assert mine.weights == ((0.0,) * end + whole.weights[end:])
+    for bad in (said[0] | {"weight": 0}, said[1] | {"weight": 0.5}):
+        with pytest.raises(TerakoyaError, match=r"x: messages\[0\]: weight: .* 0 or 1"):
+            list(examples([("x", {"messages": [bad]})], None))
+    with pytest.raises(TerakoyaError, match="tools: cannot be taught"):
+        list(examples([("x", {"messages": said, "tools": [{"type": "function"}]})], None))
+
+
 def test_files_and_folders(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

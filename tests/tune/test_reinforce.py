@@ -14,7 +14,7 @@ from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
 from terakoya.train.step import gradients
 from terakoya.tune import adapters, reinforce
-from terakoya.tune.checks import Number
+from terakoya.tune.checks import Answer, Number
 from terakoya.tune.methods import Grpo
 from terakoya.tune.pack import laid
 from terakoya.tune.recipe import Tune, assign
@@ -147,6 +147,38 @@ def test_groups_that_teach_nothing_are_counted_and_left_out(monkeypatch: pytest.
     assert not batch.advantages.any()
     assert batch.weight > len(batch.goals)
     assert isinstance(batch, Rolled)
+
+
+def test_further_questions_are_drawn_where_groups_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every four questions of this file one has answers that differ."""
+
+    def worth(checks: object, answer: Answer, said: str, *_: object) -> tuple[float, bool]:
+        return (float(len(answer.text) % 3) if int(said) % 4 == 0 else 0.0), False
+
+    monkeypatch.setattr(reinforce, "reward", worth)
+    model = adapted()
+    plain, again = trials(model, "rows.count=4"), trials(model, "rows.count=4", "method.resample=8")
+    first, full = plain.batch(0), again.batch(0)
+    assert len(full.groups) >= max(3, len(first.groups))
+    assert again.stats["tried"] % 4 == 0
+    assert 4 < again.stats["tried"] <= 36
+    assert torch.equal(again.batch(0).goals, full.goals), "a function of the step"
+    assert again.batch(1).goals.tolist() != full.goals.tolist()
+    with pytest.raises(TerakoyaError, match=r"method\.resample"):
+        Grpo(resample=17)
+
+
+def test_the_distance_to_the_base_is_told_though_nothing_is_paid_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    graded(monkeypatch)
+    model = adapted()
+    work = trials(model)
+    work.batch(0)
+    assert work.stats["kl"] > 1e-4
+    with torch.no_grad():
+        for p in adapters.trained(model).values():
+            p.mul_(0)
+    work.batch(0)
+    assert work.stats["kl"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [3, 5, 6, 7, 8])

@@ -124,3 +124,36 @@ def loss_curve(metrics: Path, out: Path, lines: dict[str, float]) -> None:
     axes.legend(loc="upper right", frameon=False)
     with replacing(out) as file:
         figure.savefig(file, format="png", dpi=130)
+
+
+HIDDEN = ("step", "tokens", "norm", "factor", "skipped", "heldout_interval")  # columns that are no curve of interest
+
+
+def curves(metrics: Path, out: Path) -> str:
+    """Draw every number of metrics.jsonl over steps, held-out ones as dots; say where they are, or what is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "curves are drawn where matplotlib is installed: pip install terakoya[plot]"
+    from terakoya.train.run import read_lines
+
+    rows = list(read_lines(metrics))
+    names = sorted({n.removeprefix("heldout_") for row in rows for n in row if n not in HIDDEN})
+    if len(rows) < 2 or not names:
+        return ""
+    across = min(3, len(names))
+    down = -(-len(names) // across)
+    figure = Figure(figsize=(3.6 * across, 2.2 * down), layout="constrained")
+    for axes, name in zip(figure.subplots(down, across, squeeze=False).flat, (*names, *[""] * across), strict=False):
+        axes.set_visible(bool(name))
+        for key, style in ((name, "-"), (f"heldout_{name}", "o")):
+            seen = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+            if seen:
+                axes.plot(*zip(*seen, strict=True), style, color="#1f5fa8" if style == "-" else "#b5382a", linewidth=1)
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.tick_params(labelsize=7)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    with replacing(out) as file:
+        figure.savefig(file, format="png", dpi=110)
+    return f"curves: {out}"

@@ -10,10 +10,12 @@ from terakoya import config, device
 from terakoya.cli import show as screen
 from terakoya.cli.folder import kept_if_whole
 from terakoya.errors import TerakoyaError, nearest
+from terakoya.model.build import count
 from terakoya.models import find, open_model
 from terakoya.train.run import Run
 from terakoya.tune import adapters, chain, recipe
 from terakoya.tune.methods import Distil, Gkd, Ppo, Reward
+from terakoya.tune.plans import Added
 from terakoya.tune.recipe import Tune
 from terakoya.tune.reward import open_reward
 from terakoya.tune.run import Tuner, prepare
@@ -55,6 +57,9 @@ def _one(folder: Path, asked: Tune, again: str) -> bool:
         screen.console.print(f"stopped; continue with: {again}", markup=False)
         return False
     compare(before, tuner.after())
+    screen.console.print(f"peak memory of this process: {device.peak_memory(tuner.place) / 2**30:.1f} GiB")
+    if drawn := screen.curves(folder / "metrics.jsonl", folder / "curves.png"):
+        screen.console.print(drawn, markup=False)
     hint = "" if isinstance(asked.method, Reward) else f"; talk to it: terakoya chat {folder}"
     screen.console.print(f"everything is in {folder}{hint}", markup=False)
     return True
@@ -90,6 +95,13 @@ def _introduce(tuner: Tuner) -> None:
         f"{tuner.place.name} {tuner.place.precision}",
         markup=False,
     )
+    held = sum(t.nbytes for t in (*tuner.model.parameters(), *tuner.model.buffers()))
+    screen.console.print(
+        f"weights, gradients and AdamW's states: {(held + 12 * learns) / 2**20:,.0f} MiB; "
+        f"with every weight learning in fp32: {16 * count(tuner.loaded.spec) / 2**20:,.0f} MiB"
+    )
+    if isinstance(tuner.recipe.adapter, Added) and (left := adapters.passed_over(tuner.model)):
+        screen.console.print(f"experts have no adapters: {left / 1e6:.1f} M parameters in them stay as they are")
     if tuner.start:
         screen.console.print(f"resumed at step {tuner.start:,}")
 

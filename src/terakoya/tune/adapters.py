@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model.context import Context
+from terakoya.model.ffn import Stacked
 from terakoya.model.model import Model
 from terakoya.tune import ahead
 from terakoya.tune.ahead import Virtual
@@ -85,6 +86,11 @@ def layers(model: Model, wanted: Sequence[str] = (), field: str = "targets") -> 
         if leaf not in leaves:
             raise TerakoyaError(f"adapter.{field}", given=leaf, allowed=leaves, hint=nearest(leaf, leaves))
     return {n: m for n, m in found.items() if not wanted or n.rpartition(".")[2] in wanted}
+
+
+def passed_over(model: Model) -> int:
+    """Return how many parameters lie in stacks of experts, which no adapter sits on."""
+    return sum(p.numel() for m in model.modules() if isinstance(m, Stacked) for p in m.parameters())
 
 
 def add(model: Model, plan: Added, name: str = "default", *, seed: int = 0) -> None:

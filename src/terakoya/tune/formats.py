@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +16,12 @@ Format = Literal["messages", "sharegpt", "alpaca", "dolly", "prompt", "text"]
 
 @dataclass(frozen=True)
 class Talk:
-    """A conversation; what assistants say from message `first` on is learnt."""
+    """A conversation; what assistants say from message `first` on is learnt, but for the messages `silent`."""
 
     place: str
     messages: tuple[Message, ...]
     first: int = 0
+    silent: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,28 @@ def recognise(place: str, row: Row) -> Format:
 
 
 def _messages(place: str, row: Row) -> Talk:
-    return Talk(place, _said(place, "messages", row))
+    if row.get("tools"):
+        raise TerakoyaError(f"{place}: tools", "cannot be taught: they would not be seen", hint="leave such rows out")
+    where = f"{place}: messages"
+    plain, silent = _weighed(where, row.get("messages"))
+    return Talk(place, tuple(conversation(where, plain)), silent=silent)
+
+
+def _weighed(place: str, rows: object) -> tuple[object, tuple[int, ...]]:
+    """Take OpenAI's `weight` out of messages: 0 marks what an assistant says and is not to be learnt."""
+    if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
+        return rows, ()
+    plain, silent = [], []
+    for i, row in enumerate(rows):
+        if isinstance(row, Mapping) and "weight" in row:
+            weight = row["weight"]
+            if weight not in (0, 1, None) or (weight is not None and row.get("role") != "assistant"):
+                allowed = "0 or 1, where an assistant speaks"
+                raise TerakoyaError(f"{place}[{i}]: weight", given=weight, allowed=allowed)
+            silent += [i] if weight == 0 else []
+            row = {key: value for key, value in row.items() if key != "weight"}
+        plain.append(row)
+    return plain, tuple(silent)
 
 
 def _sharegpt(place: str, row: Row) -> Talk:

@@ -146,7 +146,8 @@ class Grpo:
     by: each answer's length ("answer", GRPO), all tokens of the step ("tokens", DAPO) or the most there could be
     ("most", Dr. GRPO). `beta` weighs the KL to the reference; 0 needs none. `clip` bounds the ratio, below and above.
     An answer that reached `tokens` without an end is checked like any other, or earns 0, or ("leave") earns 0 and
-    teaches nothing (DAPO's overlong filtering).
+    teaches nothing (DAPO's overlong filtering). `resample`: how often at most further questions are drawn in a step
+    until as many groups as it has rows teach something (DAPO's dynamic sampling, Yu 2025, §3.2).
     """
 
     checks: tuple[Check, ...] = (Number(),)
@@ -159,9 +160,12 @@ class Grpo:
     beta: float = 0.0
     clip: tuple[float, float] = (0.2, 0.2)
     unfinished: Literal["check", "zero", "leave"] = "check"
+    resample: int = 0
 
     def __post_init__(self) -> None:
         _positive(self, "beta")
+        if not 0 <= self.resample <= 16:
+            raise TerakoyaError("method.resample", given=self.resample, allowed="0 to 16")
         if self.group < 2 or self.tokens < 1:
             raise TerakoyaError("method", given=(self.group, self.tokens), allowed="group 2 or more, tokens 1 or more")
         if not (0 < self.clip[0] <= 1 and 0 < self.clip[1] < math.inf):

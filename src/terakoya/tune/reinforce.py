@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from terakoya.train.step import Objective
 from terakoya.tune import adapters
 from terakoya.tune.branch import branches
 from terakoya.tune.checks import Answer, reward
+from terakoya.tune.heads.scores import wilson
 from terakoya.tune.methods import Grpo
 from terakoya.tune.pack import dealt
 from terakoya.tune.plans import Added
@@ -42,6 +42,30 @@ def flat(rewards: Tensor) -> Tensor:
     return rewards.amax(1) == rewards.amin(1)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A question, the answers that were drawn, and for each what it is worth and whether it is right."""
+
+    question: Question
+    answers: list[Rollout]
+    judged: list[tuple[float, bool]]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [worth for worth, _ in self.judged]
+
+    @property
+    def flat(self) -> bool:
+        """Whether all answers are worth the same."""
+        return max(self.rewards) == min(self.rewards)
+
+
+def k3(reference: Tensor, logp: Tensor) -> Tensor:
+    """Estimate the KL to the reference from log p of what was drawn: never below zero, and right on average."""
+    away = reference - logp
+    return away.exp() - away - 1
+
+
 def objective(plan: Grpo, vocab: int) -> Objective:
     """Make the clipped objective, Σ over tokens (Schulman 2017; Shao 2024), with the k3 estimate of the KL."""
 
@@ -52,13 +76,10 @@ def objective(plan: Grpo, vocab: int) -> Objective:
         ratio = torch.exp(logp - batch.old)
         held = ratio.clamp(1 - plan.clip[0], 1 + plan.clip[1])
         loss = -torch.minimum(ratio * gain, held * gain)
-        away = batch.reference - logp
-        kl = away.exp() - away - 1
-        loss = loss + plan.beta * kl if plan.beta else loss
+        loss = loss + plan.beta * k3(batch.reference, logp) if plan.beta else loss
         if plan.norm == "answer":
             loss = loss / torch.bincount(owner, minlength=len(batch.advantages))[owner]
         seen = {"mismatch": (logp - batch.old).abs(), "entropy": -logp}  # the last is an estimate
-        seen |= {"kl": kl} if plan.beta else {}
         return Outcome(loss.sum(), {name: value.detach().sum().item() for name, value in seen.items()})
 
     return reinforced
@@ -73,7 +94,8 @@ class Trials:
         if not branches(model.spec):
             raise TerakoyaError("method", "needs a model whose memory is keys and values, not a state", given="grpo")
         self.vocab = min(model.spec.vocab, tokenizer.vocab_size)
-        if plan.beta and not isinstance(recipe.adapter, Added):
+        self.refers = isinstance(recipe.adapter, Added)  # to the base under it
+        if plan.beta and not self.refers:
             raise TerakoyaError("method.beta", "needs the base under an adapter as its reference", given=plan.beta)
         self.objective: Objective = objective(plan, self.vocab)
         asked = ((q.place, q) for q in questions(recipe.data, plan.checks, recipe.seed))
@@ -96,23 +118,34 @@ class Trials:
 
     def batch(self, step: int) -> Rolled:
         """Sample a group of answers to each of the step's questions, and check them."""
-        chosen = dealt(len(self.train), self.recipe.rows.count, self.recipe.seed, step)
-        asked = [self.train[i] for i in chosen]
-        seeds = [seed_of(self.recipe.seed, step, i) for i in range(len(asked))]
-        groups = self.rollouts([q.prompt for q in asked], seeds, self.plan.group, self.plan.temperature)
-        judged = [[self.judged(r, q) for r in g] for q, g in zip(asked, groups, strict=True)]
-        rewards = torch.tensor([[worth for worth, _ in row] for row in judged])
-        solved = torch.tensor([[float(right) for _, right in row] for row in judged])
-        batch = self._rolled([q.prompt for q in asked], groups, advantages(rewards, self.plan))
-        lengths = [len(r.ids) for g in groups for r in g]
+        tried: list[Trial] = []
+        for again in range(1 + self.plan.resample):
+            tried += self._tried(step, again)
+            if sum(not t.flat for t in tried) >= self.recipe.rows.count:
+                break
+        chosen = sorted(tried, key=lambda t: t.flat)[: self.recipe.rows.count]  # those that teach come first
+        groups = [t.answers for t in chosen]
+        worth = torch.tensor([t.rewards for t in chosen])
+        batch = self._rolled([t.question.prompt for t in chosen], groups, advantages(worth, self.plan))
+        every = [r for t in tried for r in t.answers]
         self.stats = {
-            "solved": solved.mean().item(),
-            "reward": rewards.mean().item(),
-            "flat": flat(rewards).float().mean().item(),
-            "length": sum(lengths) / len(lengths),
-            "unfinished": sum(not r.finished for g in groups for r in g) / len(lengths),
-        }
+            "solved": sum(right for t in tried for _, right in t.judged) / len(every),
+            "reward": sum(sum(t.rewards) for t in tried) / len(every),
+            "flat": sum(t.flat for t in tried) / len(tried),
+            "length": sum(len(r.ids) for r in every) / len(every),
+            "unfinished": sum(not r.finished for r in every) / len(every),
+        } | ({"tried": float(len(tried))} if self.plan.resample else {})
+        if self.refers and batch.advantages.any():  # of the groups that teach; the others are not computed
+            self.stats["kl"] = k3(batch.reference, batch.old).mean().item()
         return batch
+
+    def _tried(self, step: int, again: int) -> list[Trial]:
+        count = self.recipe.rows.count
+        turn = step * (1 + self.plan.resample) + again
+        asked = [self.train[i] for i in dealt(len(self.train), count, self.recipe.seed, turn)]
+        seeds = [seed_of(self.recipe.seed, step, again * count + i) for i in range(count)]
+        groups = self.rollouts([q.prompt for q in asked], seeds, self.plan.group, self.plan.temperature)
+        return [Trial(q, g, [self.judged(r, q) for r in g]) for q, g in zip(asked, groups, strict=True)]
 
     def judged(self, rollout: Rollout, question: Question) -> tuple[float, bool]:
         """Return what an answer is worth, and whether it is right."""
@@ -144,7 +177,7 @@ class Trials:
         answers = [[r for r, _ in some] for _, some in live]
         worth = torch.tensor([a for _, some in live for _, a in some])
         batch = rolled([self._ids(p) for p, _ in live], answers, worth, float(total))
-        return replace(batch, reference=self._reference(batch)) if self.plan.beta and taught else batch
+        return replace(batch, reference=self._reference(batch)) if self.refers and taught else batch
 
     @torch.no_grad()
     def _reference(self, batch: Rolled) -> Tensor:
@@ -155,5 +188,6 @@ class Trials:
         """Share of held-out questions answered rightly, greedily, with the half-width of its 95 % interval."""
         asked = self.heldout[: 50 if limit is not None else len(self.heldout)]
         groups = self.rollouts([q.prompt for q in asked], [0] * len(asked), 1, 0.0)
-        solved = sum(self.judged(g[0], q)[1] for g, q in zip(groups, asked, strict=True)) / len(asked)
-        return {"heldout_solved": solved, "heldout_interval": 1.96 * math.sqrt(solved * (1 - solved) / len(asked))}
+        solved = sum(self.judged(g[0], q)[1] for g, q in zip(groups, asked, strict=True))
+        low, high = wilson(solved, len(asked))
+        return {"heldout_solved": solved / len(asked), "heldout_interval": (high - low) / 2}

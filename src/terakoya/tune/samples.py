@@ -55,11 +55,14 @@ def encode(tokenizer: Tokenizer, example: Example, template: str | Template | No
     """Render an example; one that has nothing to learn is an error that names it."""
     try:
         match example:
-            case Talk(place, messages, first):
+            case Talk(place, messages, first, silent):
                 made = render(tokenizer, messages, template=template)
-                ids, weights = made.ids, made.weights
-                before = len(render(tokenizer, messages[:first], template=template).ids) if first else 0
-                weights = [0.0] * before + weights[before:]
+                ids, weights = made.ids, list(made.weights)
+                for begin, end in ((0, first), *((i, i + 1) for i in silent)):
+                    a, b = (
+                        len(render(tokenizer, messages[:n], template=template).ids) if n else 0 for n in (begin, end)
+                    )
+                    weights[a:b] = [0.0] * (b - a)
             case Completion(place, prompt, completion):
                 ids, weights = _plain(tokenizer, prompt, completion)
     except TerakoyaError as error:
