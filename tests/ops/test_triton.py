@@ -1,13 +1,16 @@
 """The kernels for CUDA in Triton's interpreter, on the CPU, against the definitions in double precision.
 
-This says that what they compute is right; that they compile for a GPU, and how fast they are there, it does not say.
+This says that what they compute is right; the last test says that they compile for a GPU; no GPU has run them yet.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +105,35 @@ def test_nothing_takes_them_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_installed", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert not triton.able(1, x)
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from terakoya.ops.triton import kernels
+shapes = {
+    "decayed": dict(K=128, V=64, BK=128, BV=32, C=32, FADES=True), "matrix": dict(K=64, V=64, BK=64, BV=32),
+    "scan": dict(C=32, B=32), "selective": dict(S=16, BS=16, B=32), "diagonal": dict(S=32, BS=32, B=32),
+    "wkv": dict(B=32),
+}
+for name, known in shapes.items():
+    kernel = getattr(kernels, name)
+    names = list(kernel.arg_names)
+    kinds = ["*fp32"] * names.index("cu") + ["*i32", "i32"] + ["constexpr"] * len(known)
+    fixed = {(names.index(n),): value for n, value in known.items()}
+    source = ASTSource(kernel, dict(zip(names, kinds, strict=True)), fixed)
+    made = compile(source, target=GPUTarget("cuda", 80, 32), options={"num_stages": 1})
+    assert made.asm["cubin"] and made.metadata.shared < 99_000, name
+    print(name)
+"""
+
+
+@pytest.mark.slow
+def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
+    """Down to the machine code of compute capability 8.0, without such a machine; shared memory fits the small ones."""
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=clean, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["decayed", "matrix", "scan", "selective", "diagonal", "wkv"]

@@ -32,7 +32,7 @@ def decayed(
     if recur.able(k.shape[2], q, k, v, g, start):
         fade = torch.ones_like(k) if g is None else g.exp()[..., None].expand_as(k)
         return recur.matrix(q, fade, k, v, None, None, start, sequences)
-    if triton.able(k.shape[2], q, k, v, g, start):
+    if triton.able(2 * k.shape[2], q, k, v, g, start):  # a piece's keys and the state are held beside each other
         from terakoya.ops.triton import recurrences
 
         return recurrences.decayed(q, k, v, g, start, sequences, partial(_decayed, sequences))

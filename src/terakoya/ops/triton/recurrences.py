@@ -55,7 +55,7 @@ def decayed(
         grid = (sequences.count * H, -(-V // TILE))
         kernels.decayed[grid](
             q, k, v, q if g is None else g, start, y, last, _cu(sequences), H, K, V, _wide(K), TILE, CHUNK,
-            g is not None,
+            g is not None, num_stages=1,
         )  # fmt: skip
         return y, last
 
