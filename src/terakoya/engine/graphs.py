@@ -24,6 +24,8 @@ log = logging.getLogger("terakoya.engine")
 
 MOST = 48  # recordings that are kept; steps of other sizes then run without
 
+NEAR = 0.01  # how far what is played may be off from what is run, relative
+
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
 """record(f) -> (play, out): note what f does to the device; every `play` does it again and leaves the result in out."""
 
@@ -69,8 +71,16 @@ class Graphs:
         step = Step.of(size, numbers(store, [], [], size), notes, longest=(1, size.pages * BLOCK))
         try:
             play, out = self.record(lambda: self.run(store, step))
+            store.rest()
+            play()
+            played = out.clone()
+            store.rest()
+            off = float((played - self.run(store, step)).norm() / played.norm())
         except (RuntimeError, NotImplementedError) as error:
-            self.refused = str(error).strip().splitlines()[0]
+            self.refused, off = (str(error).splitlines() or [type(error).__name__])[0], 0.0
+        if not off <= NEAR:
+            self.refused = f"played logits are {off:.1%} off"
+        if self.refused:
             log.warning("steps are not recorded, every kernel is launched anew: %s", self.refused)
             return None
         self._kept[size] = Recording(step, play, out)

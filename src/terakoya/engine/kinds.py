@@ -94,6 +94,13 @@ class States:
     def __init__(self, shapes: dict[int, Shape], slots: int, device: torch.device, spare: int = 0) -> None:
         self.pool = Pool(slots)
         self.memory = {layer: s.room(slots + spare, device) for layer, s in shapes.items()}
+        self.rest()
+
+    def rest(self) -> None:
+        """Give the spare slot, if there is one, the state of nothing."""
+        for tensors in self.memory.values():
+            for t in tensors:
+                t[self.pool.total :] = 0
 
     def copy(self, source: int, target: int) -> None:
         for tensors in self.memory.values():

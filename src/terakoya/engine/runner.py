@@ -16,7 +16,7 @@ from torch import Tensor
 
 from terakoya.engine.compact import Kept, checked, compact
 from terakoya.engine.native import Native, NativeModel
-from terakoya.engine.paged import Part, compute, probe, probed
+from terakoya.engine.paged import Part, compute, probe
 from terakoya.engine.store import Reach, Shape, Store
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
@@ -167,20 +167,10 @@ def runner(
         log.warning("PyTorch runs the model, not the native program: %s", found)
     model, reason = _numbers(loaded), str(found) if found else "asked"
     if next(model.parameters()).device.type == "cuda":
+        from terakoya.engine.cuda import on_cuda
+
         return on_cuda(model, reason, kept, deterministic)
     return TorchRunner(model, reason, kept)
-
-
-def on_cuda(model: Model, reason: str, kept: Kept, deterministic: bool) -> TorchRunner:
-    """Return who computes on a GPU: kernels for whole steps, where the model's memory is of kinds that they know."""
-    from terakoya.engine.cuda import CudaRunner, Kernels, known, recorder
-
-    found = probed(model, next(model.parameters()).device)
-    if not known(found):
-        return TorchRunner(model, f"{reason}; sequence by sequence, for it remembers more than keys and states", kept)
-    device = next(model.parameters()).device
-    kernels = Kernels.of(device, splits=1 if deterministic else None)
-    return CudaRunner(model, found, kernels, None if deterministic else recorder(device), reason, kept)
 
 
 def described(found: NativeRunner | TorchRunner) -> str:

@@ -19,27 +19,33 @@ LENGTHS = (19, 1, 7, 30, 12, 2)
 
 def steady(runner: Runner, shapes: dict[int, Shape]) -> int | None:
     """Return the smallest multiple of rows with which company changes no bit; None where none does."""
-    budget = 16 * 1024 * sum(s.bytes for s in shapes.values())
-    store = Store(shapes, budget, sequences=len(LENGTHS), step=sum(LENGTHS), device=runner.device, whole=runner.whole)
-    prompts = [[(7 * i + 31 * n + 3) % runner.spec.vocab for i in range(n)] for n in LENGTHS]
-    prompts = [p for p in prompts if len(p) < runner.spec.context]
+    store, prompts = table(runner, shapes)
     return next((m for m in TRIED if _holds(runner, store, prompts, m)), None)
 
 
+def table(runner: Runner, shapes: dict[int, Shape]) -> tuple[Store, list[list[int]]]:
+    """Return a small store to try a runner on, and prompts."""
+    budget = 16 * 1024 * sum(s.bytes for s in shapes.values())
+    store = Store(shapes, budget, sequences=len(LENGTHS), step=sum(LENGTHS), device=runner.device, whole=runner.whole)
+    prompts = [[(7 * i + 31 * n + 3) % runner.spec.vocab for i in range(n)] for n in LENGTHS]
+    return store, [p for p in prompts if len(p) < runner.spec.context]
+
+
 def _holds(runner: Runner, store: Store, prompts: list[list[int]], multiple: int) -> bool:
-    alone = [_read(runner, store, [p], multiple)[0] for p in prompts]
+    alone = [read(runner, store, [p], multiple)[0] for p in prompts]
     for order in (list(range(len(prompts))), list(range(len(prompts)))[::-1], [1, 3, 2], [0, 4]):
-        together = _read(runner, store, [prompts[i] for i in order], multiple)
+        together = read(runner, store, [prompts[i] for i in order], multiple)
         if not all(torch.equal(t, alone[i]) for i, t in zip(order, together, strict=True)):
             return False
     return True
 
 
-def _read(runner: Runner, store: Store, prompts: list[list[int]], multiple: int) -> list[Tensor]:
+def read(runner: Runner, store: Store, prompts: list[list[int]], multiple: int) -> list[Tensor]:
     """Read the prompts in one step and a token more in another -> logits after both, per prompt."""
     held = []
     for i, p in enumerate(prompts):
-        new = store.open(p, salt=b"%d" % i, source=p if store.sources is not None else None)
+        source = p if store.sources is not None else None
+        new = store.open(p[:1], salt=b"%d" % i, more=len(p), source=source)  # all is to be read: nothing is known
         assert new is not None
         store.extend(new, len(p) + 1)
         held.append(new)

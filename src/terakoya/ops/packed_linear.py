@@ -38,11 +38,21 @@ def integers(x: Tensor, codes: Tensor, scales: Tensor, minima: Tensor | None, or
 
 def floats(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Multiply by a weight in e4m3, inputs rounded to e4m3 too: x (T, K), codes (N, K), scales (N, 1) -> (T, N)."""
-    most = (x.detach().float().abs().amax(1, keepdim=True) / MOST).clamp(min=1e-12)
-    rounded = (x.float() / most).clamp(-MOST, MOST).to(torch.float8_e4m3fn)
+    codes_of_x, scale = _codes(x)
     multiply = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
-    y = multiply(rounded, codes.t(), scale_a=most, scale_b=scales.t(), out_dtype=torch.bfloat16)
+    y = multiply(codes_of_x, codes.t(), scale_a=scale, scale_b=scales.t(), out_dtype=torch.bfloat16)
     return y.to(x.dtype)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Return what `floats` makes of its inputs: x (T, K) -> (T, K) float32."""
+    codes, scale = _codes(x)
+    return codes.float() * scale
+
+
+def _codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    scale = (x.float().abs().amax(1, keepdim=True) / MOST).clamp(min=1e-12)
+    return (x.float() / scale).clamp(-MOST, MOST).to(torch.float8_e4m3fn), scale
 
 
 @cache

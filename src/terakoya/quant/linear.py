@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from terakoya.model.build import build
 from terakoya.model.ffn import Stacked
 from terakoya.model.model import Head, Model
 from terakoya.quant.codecs import Codec, Int8, Parts
-from terakoya.quant.fused import product
 
 PREFIX = "packed_"  # of the buffers that hold the parts
 KEPT = ("router", "shared_gate")  # small, and what they choose must not change
@@ -28,10 +27,14 @@ FINE = Int8()
 
 
 class Packed(nn.Module):
-    """What packed layers have in common: `shape` of the weight, its codec, its parts as buffers."""
+    """What packed layers have in common: `shape` of the weight, its codec, its parts as buffers.
+
+    `product`: how a linear layer multiplies without making numbers of its weight (see `quant.fused`).
+    """
 
     codec: Codec
     shape: tuple[int, ...]
+    product: Callable[[Tensor, Packed], Tensor | None] | None = None
 
     def kept(self) -> dict[str, Tensor]:
         """Return the parts by name."""
@@ -53,7 +56,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Packed, shift: Tensor | None) -> Tensor:
         ctx.layer = layer
-        if x.is_cuda and (y := product(x, layer.codec, layer.kept())) is not None:
+        if layer.product is not None and (y := layer.product(x, layer)) is not None:
             return y if shift is None else y + shift
         return F.linear(x, layer.dense().to(x.dtype), shift)
 
