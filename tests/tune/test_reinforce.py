@@ -87,6 +87,10 @@ def test_advantages_by_hand() -> None:
     assert grpo[1].tolist() == [0, 0, 0, 0]
     rloo = advantages(r, Grpo(baseline="others", scale="none"))
     assert rloo[0].tolist() == pytest.approx([1 - 1 / 3, -2 / 3, -2 / 3, 1 - 1 / 3])
+    assert torch.equal(advantages(r, Grpo(baseline="none", scale="none")), r)
+    for wrong in ({"scale": "group"}, {"scale": "none", "resample": 1}):
+        with pytest.raises(TerakoyaError, match=r"method\.baseline"):
+            Grpo(baseline="none", **wrong)
 
 
 @pytest.mark.parametrize("norm", ["answer", "tokens", "most"])

@@ -142,7 +142,8 @@ class Gkd:
 class Grpo:
     """Sample answers, check them, and make the better of each group likelier (Shao 2024).
 
-    `baseline = "others"` with `scale = "none"` is RLOO (Ahmadian 2024). `norm` says what the sum over tokens is divided
+    `baseline = "others"` with `scale = "none"` is RLOO (Ahmadian 2024), `baseline = "none"` REINFORCE (Williams 1992):
+    an answer is likelier by what it is worth, whatever the others are. `norm` says what the sum over tokens is divided
     by: each answer's length ("answer", GRPO), all tokens of the step ("tokens", DAPO) or the most there could be
     ("most", Dr. GRPO). `beta` weighs the KL to the reference; 0 needs none. `clip` bounds the ratio, below and above.
     An answer that reached `tokens` without an end is checked like any other, or earns 0, or ("leave") earns 0 and
@@ -154,7 +155,7 @@ class Grpo:
     group: int = 8
     tokens: int = 24  # length of an answer at most
     temperature: float = 1.0
-    baseline: Literal["group", "others"] = "group"
+    baseline: Literal["group", "others", "none"] = "group"
     scale: Literal["group", "none"] = "group"
     norm: Literal["answer", "tokens", "most"] = "tokens"
     beta: float = 0.0
@@ -164,6 +165,9 @@ class Grpo:
 
     def __post_init__(self) -> None:
         _positive(self, "beta")
+        if self.baseline == "none" and (self.scale != "none" or self.resample):
+            problem = "compares nothing within a group: leave method.scale = none and method.resample = 0"
+            raise TerakoyaError("method.baseline", problem, given=self.baseline)
         if not 0 <= self.resample <= 16:
             raise TerakoyaError("method.resample", given=self.resample, allowed="0 to 16")
         if self.group < 2 or self.tokens < 1:

@@ -29,7 +29,9 @@ from terakoya.tune.work import Prompt, parted, said
 
 
 def advantages(rewards: Tensor, plan: Grpo) -> Tensor:
-    """Compare answers within their groups: (G, N) -> (G, N)."""
+    """Compare answers within their groups: (G, N) -> (G, N). Without a baseline they are what they are worth."""
+    if plan.baseline == "none":
+        return rewards
     size = rewards.shape[1]
     mean = rewards.mean(1, keepdim=True)
     gain = rewards - mean if plan.baseline == "group" else (rewards - mean) * size / (size - 1)
