@@ -80,7 +80,7 @@ PLANS: dict[str, Plan] = {
     "causal": Causal(), "prefix": Prefix(), "fim": Fim(), "mtp": Mtp(), "mlm": Mlm(), "mlm-words": Mlm(unit="script"),
     "mlm-static": Mlm(copies=10), "nsp": Nsp(), "sop": Sop(), "rtd": Rtd(), "permute": Permute(), "spans": Spans(),
     "ul2": Ul2(), "bart": Bart(), "contrast": Contrast(), "crops": Contrast(views="crops"), "distil": Distil("mlm"),
-    "t5": Spans(), "rtd-tied": Rtd(tied=True),
+    "t5": Spans(), "rtd-tied": Rtd(tied=True, weight=5.0),
 }  # fmt: skip
 LEFTWARD = ("causal", "fim", "mtp", "prefix", "spans", "ul2", "bart")  # stacks that write: causal attention
 DOUBLE = ("t5",)  # an encoder and a decoder, of half the layers each
@@ -180,8 +180,26 @@ def kept(name: str, g: Ground, args: argparse.Namespace) -> Model:
     return model
 
 
+def pause(place: Path, model: Model, optimizer: Optimizer, at: tuple[float, int, float]) -> None:
+    """Keep all that the rest of a training needs; `at`: FLOPs, steps and seconds so far."""
+    state = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
+    state |= {f"optimizer/{name}": t.contiguous() for name, t in optimizer.state().items()}
+    save_file(state | {"at": torch.tensor(at, dtype=torch.float64)}, place)
+
+
+@torch.no_grad()
+def resume(place: Path, model: Model, optimizer: Optimizer) -> tuple[float, int, float]:
+    """Take up what `pause` has kept: -> FLOPs, steps and seconds so far."""
+    state = load_file(place)
+    for name, p in model.named_parameters():
+        p.copy_(state[f"model/{name}"])
+    optimizer.load({n.removeprefix("optimizer/"): t for n, t in state.items() if n.startswith("optimizer/")})
+    spent, done, used = state["at"].tolist()
+    return spent, int(done), used
+
+
 def pretrained(name: str, g: Ground, args: argparse.Namespace) -> tuple[Model, Task, dict[str, Any]]:
-    """Train until the FLOPs are spent."""
+    """Train until the FLOPs are spent, or to the end of a slice."""
     plan, seed = PLANS[name], args.seed
     s = stack(g.tokenizer.vocab_size, name)
     task = plan.task(g.tokenizer, s, seed)
@@ -191,8 +209,11 @@ def pretrained(name: str, g: Ground, args: argparse.Namespace) -> tuple[Model, T
     optimizer = Optimizer(model, Muon() if args.optim == "muon" else AdamW(args.lr, (0.9, 0.98), weight_decay=0.01))
     loader = Loader(g.train, rows=g.shape(plan).count, context=g.shape(plan).context, seed=seed)
     first = {"first_weights": heldout(task, model, g, plan)} if isinstance(plan, Contrast) else {}
-    spent, done, began = 0.0, 0, time.process_time()
-    budget = args.gflops * 1e9
+    place = Path(args.out) / "weights" / f"{name}.safetensors"
+    half = place.with_suffix(".part")
+    place.parent.mkdir(exist_ok=True)
+    spent, done, used = resume(half, model, optimizer) if half.exists() else (0.0, 0, 0.0)
+    began, budget = time.process_time(), args.gflops * 1e9
     each = flops(model, task.arrange(loader.batch(0), 0), plan)
     steps = max(1, int(budget / each))
     plan_of_rates = Cosine(warmup=0.1, final=0.1)
@@ -200,10 +221,11 @@ def pretrained(name: str, g: Ground, args: argparse.Namespace) -> tuple[Model, T
         batch = task.arrange(loader.batch(done), done)
         step(model, [batch], task.loss, optimizer, factor=factor(plan_of_rates, min(done, steps - 1), steps))
         spent, done = spent + flops(model, batch, plan), done + 1
-    place = Path(args.out) / "weights" / f"{name}.safetensors"
-    place.parent.mkdir(exist_ok=True)
+        if args.slice and time.process_time() - began > args.slice and spent < budget:
+            pause(half, model, optimizer, (spent, done, used + time.process_time() - began))
+            sys.exit(f"{name}: {spent / 1e9:.0f} of {args.gflops:.0f} GFLOP; run again to go on")
     save_file({key: p.detach() for key, p in bare(model).named_parameters()}, place)
-    known = {"steps": done, "gflops": spent / 1e9, "cpu_seconds": time.process_time() - began}
+    known = {"steps": done, "gflops": spent / 1e9, "cpu_seconds": used + time.process_time() - began}
     return model, task, known | first
 
 
@@ -316,6 +338,7 @@ def main() -> None:
     p.add_argument("--lr", type=float, default=2e-3, help="of adamw (default 2e-3)")
     p.add_argument("--no-jnli", action="store_true", help="leave JNLI for later")
     p.add_argument("--epochs", type=int, default=3, help="of JNLI (default 3)")
+    p.add_argument("--slice", type=float, help="stop after so many CPU seconds of training; the next run goes on")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     out = Path(args.out)
