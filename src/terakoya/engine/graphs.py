@@ -76,11 +76,10 @@ class Graphs:
             played = out.clone()
             store.rest()
             off = float((played - self.run(store, step)).norm() / played.norm())
+            if not off <= NEAR:
+                raise RuntimeError(f"played logits are {off:.1%} off")
         except (RuntimeError, NotImplementedError) as error:
-            self.refused, off = (str(error).splitlines() or [type(error).__name__])[0], 0.0
-        if not off <= NEAR:
-            self.refused = f"played logits are {off:.1%} off"
-        if self.refused:
+            self.refused = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning("steps are not recorded, every kernel is launched anew: %s", self.refused)
             return None
         self._kept[size] = Recording(step, play, out)
