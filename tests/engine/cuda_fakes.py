@@ -68,9 +68,9 @@ class Varlen:
         return out
 
 
-def flexible(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Any:
+def flexible(query: Tensor, key: Tensor, value: Tensor, *, hide: bool = True, **more: Any) -> Any:
     """torch's own FlexAttention, uncompiled. It computes all rows and hides most; the kernel reads only the pages that
-    it is told. So rows of other pages are zeros here, and the mask hides what the kernel does not read.
+    it is told. So rows of other pages are zeros here, and (`hide`) hidden from queries that do not read them.
     """
     mask = more.pop("block_mask")
     assert mask.BLOCK_SIZE == (QUERIES, BLOCK)
@@ -89,12 +89,20 @@ def flexible(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Any:
         return own(b, h, q, row) & listed[b, q // QUERIES, row // BLOCK]
 
     mask = copy(mask)
-    mask.mask_mod = both
+    mask.mask_mod = both if hide else own
     before, torch_flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = torch_flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG, True
     try:
         return torch_flex.flex_attention(query, key, value, block_mask=mask, **more)
     finally:
         torch_flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = before
+
+
+def twice(*args: Any, **more: Any) -> Any:
+    """FlexAttention, whose masks must hide by themselves all that the kernel is not told to read."""
+    found = flexible(*args, **more)
+    for a, b in zip(tree_leaves(found), tree_leaves(flexible(*args, hide=False, **more)), strict=True):
+        assert a is None or torch.equal(a, b)
+    return found
 
 
 class Tape(TorchDispatchMode):

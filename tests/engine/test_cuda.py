@@ -23,7 +23,7 @@ from terakoya.model.model import Model
 from terakoya.model.position import Alibi, Buckets
 from terakoya.ops.attend import Look
 from terakoya.zoo.convert import Loaded
-from tests.engine.cuda_fakes import Recorder, Varlen, flexible
+from tests.engine.cuda_fakes import Recorder, Varlen, flexible, twice
 from tests.engine.engine_laws import TOLERANCE, asked, empty, engine_of, furthest
 from tests.engine.test_paged import KINDS, prompts
 from tests.model import small
@@ -149,7 +149,7 @@ def scattered(
 def test_layers_see_what_they_see_alone(name: str) -> None:
     """Any sequences in any pages, read by a kernel and by the generic path; with biases and sinks by flex."""
     (kind, look), rng = LOOKS[name], random.Random(name)
-    kernels, broken = Kernels(Varlen(torch.float32), flexible), 0
+    kernels, broken = Kernels(Varlen(torch.float32), twice), 0
     for trial in range(6):
         torch.manual_seed(trial)
         store, parts = scattered(rng, look, [rng.choice([0, 5, 16, 200, 600]) for _ in range(rng.randrange(1, 5))])
