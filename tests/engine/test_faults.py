@@ -153,7 +153,8 @@ def test_a_grammar_fails(engine: Engine, model: Model, how: str, after: int) -> 
     other = asked(OTHERS[0], 12)
     [[wanted]] = engine_of(model).generate([other])
     grammar = Breaking(after, how)
-    handles = [engine.submit(Request(PROMPT, Sampling(max_tokens=20), grammar=grammar)), engine.submit(other)]  # type: ignore[arg-type]
+    how_long = Sampling(seed=1, max_tokens=20, min_tokens=20)
+    handles = [engine.submit(Request(PROMPT, how_long, grammar=grammar)), engine.submit(other)]  # type: ignore[arg-type]
     broken, whole = ended(handles)
     assert broken.error is not None
     assert (broken.finish, broken.error.kind, len(broken.ids)) == ("error", "grammar", after)
