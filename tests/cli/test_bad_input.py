@@ -121,6 +121,7 @@ CASES = [
     case("train {recipe} --run out corpus.holdout=1", "corpus.holdout", "1.0"),
     case("train {recipe} --run out precision=fp8", "precision", "'fp8'", "bf16"),
     case("train {recipe} --run out device=cdua", "device", "'cdua'", "did you mean 'cuda'?"),
+    case("serve {hf} --precision bf16", "--precision", "'bf16'", "for a GPU"),
     case("train {recipe} --run out device=cuda:99", "device", "'cuda:99'", "CUDA devices"),
     case('train {recipe} --run out track=["wandbb"]', "track", "'wandbb'", "did you mean 'wandb'?"),
     case('train {recipe} --run out track=["trackio"]', "trackio: is not installed", "terakoya[trackio]"),

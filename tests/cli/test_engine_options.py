@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from terakoya.cli import serve
 from terakoya.cli.main import main
+from terakoya.device import Device
 from terakoya.zoo.convert import Loaded, save
 from tests.engine.engine_fakes import byte_tokenizer, tiny
 from tests.engine.test_sources import translator
@@ -100,3 +103,12 @@ def test_a_chat_with_a_draft_says_the_same(folder: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         told(capsys, talk, "--ask", "x", "--draft", talk, "--image", "cat.png")
     assert "cannot guess about pictures" in capsys.readouterr().err
+
+
+def test_numbers_for_a_gpu_are_bfloat16_and_scales_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = serve.opened(str(folder / "llama")).model
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    monkeypatch.setattr(serve, "choose", lambda device, precision: Device("cpu", "bf16"))  # no GPU here
+    half = serve.opened(str(folder / "llama"), "cpu", "bf16").model
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert [b.dtype for b in half.buffers()] == [b.dtype for b in whole.buffers()]

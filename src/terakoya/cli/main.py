@@ -109,6 +109,9 @@ def _serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may ask")
     p.add_argument("--insecure", action="store_true", help="let others in without a key")
     p.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    p.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of numbers on a GPU (default: bf16)"
+    )
     _runner(p)
     p.add_argument(
         "--rope", action="append", default=[], metavar="HOW:N", help="longer texts for the first model, or HOW:N@MODEL"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from terakoya.device import choose, compute_dtype
 from terakoya.errors import MissingExtra, TerakoyaError
 from terakoya.models import find, open_model
 
@@ -51,6 +52,11 @@ def serve(args: argparse.Namespace) -> None:
             "--weights", "are made smaller for the native program only", given=args.weights,
             allowed="with --device cpu, without --by torch",
         )  # fmt: skip
+    if args.precision != "auto" and args.device == "cpu":
+        raise TerakoyaError(
+            "--precision", "is for a GPU", given=args.precision,
+            hint="on a CPU weights are as the file has them: --weights",
+        )  # fmt: skip
     openers = models(args)
     shelf = Shelf(
         openers,
@@ -77,7 +83,7 @@ def models(args: argparse.Namespace) -> dict[str, Callable[[], Loaded | Encoder]
     from terakoya.engine.stretch import parsed
     from terakoya.serve.shelf import named
 
-    openers = named(args.models, partial(opened, device=args.device))
+    openers = named(args.models, partial(opened, device=args.device, precision=args.precision))
     for model in args.models:
         find(model.partition("=")[2] or model)
     for name, how in aimed("--rope", args.rope, list(openers)).items():
@@ -93,7 +99,7 @@ def drafts(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Callable
         raise TerakoyaError("--draft", "is not used where every bit matters", hint="leave out --deterministic")
     for draft in found.values():
         find(draft)
-    return {name: partial(open_model, draft, device=args.device) for name, draft in found.items()}
+    return {name: partial(_numbers, draft, args.device, args.precision) for name, draft in found.items()}
 
 
 def aimed(option: str, given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -121,12 +127,21 @@ def longer(open_: Callable[[], Loaded | Encoder], how: str) -> Loaded | Encoder:
     return stretched(found, how)
 
 
-def opened(name: str, device: str = "cpu") -> Loaded | Encoder:
+def _numbers(name: str, device: str, precision: str) -> Loaded:
+    """Open a model where it will be computed: on a GPU in bfloat16, unless asked otherwise."""
+    place = choose(device, precision)
+    loaded = open_model(name, device=place.name)
+    for p in loaded.model.parameters() if place.precision == "bf16" else ():
+        p.data = p.data.to(compute_dtype(place))  # not the buffers: scales of packed weights stay as they are
+    return loaded
+
+
+def opened(name: str, device: str = "cpu", precision: str = "auto") -> Loaded | Encoder:
     """Open a model that writes, or one that reads: then with the pooling that its folder says."""
     from terakoya import understand
     from terakoya.serve.encoder import Encoder
 
-    loaded = open_model(name, device=device)
+    loaded = _numbers(name, device, precision)
     if loaded.spec.sort != "encoder":
         return loaded
     found = understand.reading(loaded, find(name))
