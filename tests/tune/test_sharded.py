@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -85,7 +86,9 @@ def child(rank: int, way: str, folder: str) -> None:
         grads = {n: p.grad.full_tensor() for n, p in model.named_parameters() if isinstance(p.grad, DTensor)}
         if rank == 0:
             save_file({"loss": torch.tensor(loss)} | grads, f"{folder}/{name}.safetensors")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # at once: threads of torch's own may still be there when an interpreter takes itself apart
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -63,7 +63,7 @@ def unmoved(name: str, a: torch.Tensor, b: torch.Tensor) -> bool:
     whatever document, and may add in another order; a spectrum mixes all of a text and cancels what comes later. There,
     and only there, the last digits may differ.
     """
-    loose = any(config.select(lineage.base(name), kind) for kind in ("moe", "hyena"))
+    loose = any(config.select(lineage.base(name), kind) for kind in ("moe", "hyena", "s4"))
     return apart(a, b) < 1e-5 if loose else torch.equal(a, b)
 
 
