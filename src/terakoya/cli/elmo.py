@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from terakoya import config
-from terakoya.cli import show as screen
-from terakoya.cli.folder import kept_if_whole
-from terakoya.train import elmo
-from terakoya.train.run import Run
-
-
-def load(recipe: Path, overrides: list[str]) -> elmo.ElmoRecipe:
-    """Read a recipe of ELMo."""
-    return config.assign(config.load_file(elmo.ElmoRecipe, recipe), overrides)
+from terakoya.cli import kept
+from terakoya.train.elmo import ElmoRecipe, prepare
 
 
 def train(recipe: Path, overrides: list[str], folder: Path) -> None:
     """Train both language models to the end of the recipe, or on from where the run stands."""
-    asked = load(recipe, overrides)
-    with kept_if_whole(folder):
-        made = elmo.prepare(Run.create(folder, asked), asked, lambda text: screen.console.print(text, markup=False))
-    count = sum(p.numel() for p in made.model.parameters())
-    screen.console.print(f"model: elmo, {count / 1e6:.1f} M parameters; {made.steps:,} steps")
-    with screen.progress(made.steps, made.start, 1.0) as watch:
-        done = made.train(watch)
-    screen.console.print(f"everything is in {folder}" if done else f"stopped; continue: terakoya train {folder}")
+    kept.fit(ElmoRecipe, prepare, recipe, overrides, folder)
 
 
-def show(recipe: Path, overrides: list[str]) -> None:
-    """Print the recipe as TOML."""
-    screen.console.out(config.dump(load(recipe, overrides)).rstrip(), highlight=False)
+show = partial(kept.show, ElmoRecipe)

@@ -4,44 +4,30 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from terakoya import config
+from terakoya.cli import kept
 from terakoya.cli import show as screen
-from terakoya.cli.folder import kept_if_whole
 from terakoya.errors import MissingExtra, TerakoyaError
 from terakoya.tokenizer import Tokenizer
 from terakoya.train import translate as pairs
-from terakoya.train.run import Run
 from terakoya.zoo.files import replacing
 
 # Fonts with Japanese in them, the first that is there is used.
 FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "IPAGothic", "TakaoGothic", "Hiragino Sans", "Yu Gothic")
 
 
-def load(recipe: Path, overrides: list[str]) -> pairs.PairRecipe:
-    """Read a recipe of pairs."""
-    return config.assign(config.load_file(pairs.PairRecipe, recipe), overrides)
-
-
 def train(recipe: Path, overrides: list[str], folder: Path) -> None:
     """Train on pairs to the end of the recipe, or on from where the run stands."""
-    asked = load(recipe, overrides)
-    with kept_if_whole(folder):
-        made = pairs.prepare(Run.create(folder, asked), asked, lambda text: screen.console.print(text, markup=False))
-    count = sum(p.numel() for p in made.model.parameters())
-    screen.console.print(f"model: {asked.pairs.kind}, {count / 1e6:.1f} M parameters; {made.steps:,} steps")
-    with screen.progress(made.steps, made.start, 1.0) as watch:
-        done = made.train(watch)
-    screen.console.print(f"everything is in {folder}" if done else f"stopped; continue: terakoya train {folder}")
+    kept.fit(pairs.PairRecipe, pairs.prepare, recipe, overrides, folder)
 
 
-def show(recipe: Path, overrides: list[str]) -> None:
-    """Print the recipe as TOML."""
-    screen.console.out(config.dump(load(recipe, overrides)).rstrip(), highlight=False)
+show = partial(kept.show, pairs.PairRecipe)
 
 
 def translate(args: argparse.Namespace) -> None:

@@ -173,13 +173,14 @@ def prepare(run: Run, recipe: ClipRecipe, say: Callable[[str], None] = log.info)
     found, plan = list(rows(recipe.captions)), recipe.captions
     sides = [[row for row in found if held_out(row, plan.holdout) == side] for side in (False, True)]
     tokenizer = _tokenizer(run, recipe, sides[0])
-    (captions, long), (heldout, _) = (cut(side, tokenizer, plan, recipe.towers.preparation) for side in sides)
+    (captions, long), (heldout, more) = (cut(side, tokenizer, plan, recipe.towers.preparation) for side in sides)
     if len(captions.rows) < recipe.rows or not heldout.rows:
         given = f"{len(captions.rows)} to learn from and {len(heldout.rows)} held out"
         raise TerakoyaError(
             str(plan.path), "holds too few pictures", given=given, allowed=f"rows={recipe.rows} at least"
         )
-    say(f"{len(captions.rows):,} pictures to learn from ({long:,} captions too long), {len(heldout.rows):,} held out")
+    learn, kept, left = len(captions.rows), len(heldout.rows), long + more
+    say(f"{learn:,} pictures to learn from, {kept:,} held out ({left:,} captions too long)")
     place = device.choose(recipe.device, "fp32")
     model = Towers(recipe.towers.spec(tokenizer.vocab_size, plan.longest), recipe.towers.width).start(recipe.seed)
     model.to(place.name)

@@ -114,10 +114,10 @@ def prepare(run: Run, recipe: PairRecipe, say: Callable[[str], None] = log.info)
     learn = [pair for pair in found if not held_out(pair[0], recipe.file.holdout)]
     kept = [pair for pair in found if held_out(pair[0], recipe.file.holdout)]
     tokenizer = _tokenizer(run, recipe, learn)
-    (pairs, long), (heldout, _) = (cut(side, tokenizer, recipe.file.longest) for side in (learn, kept))
+    (pairs, long), (heldout, more) = (cut(side, tokenizer, recipe.file.longest) for side in (learn, kept))
     if not pairs.ids or not heldout.ids:
         raise TerakoyaError(str(recipe.file.path), "holds too few pairs", hint="raise file.longest or file.holdout")
-    say(f"{len(pairs.ids):,} pairs to learn from ({long:,} too long), {len(heldout.ids):,} held out")
+    say(f"{len(pairs.ids):,} pairs to learn from ({long + more:,} too long), {len(heldout.ids):,} held out")
     place = device.choose(recipe.device, "fp32")
     model = initialise(Seq2Seq(recipe.pairs, tokenizer.vocab_size), recipe.seed, recipe.init).to(place.name)
     made = Translator(
