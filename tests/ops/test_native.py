@@ -14,7 +14,7 @@ from terakoya.ops import native
 from terakoya.ops.compile import NoCompiler
 from terakoya.ops.lower import GGUF_KINDS
 from terakoya.ops.native import Code, Format, Op, Program, Rows
-from terakoya.quant.blocks import BLOCKS, Q4_0, Q4_1, Q5_0, Q5_1, BlockType, dequantise
+from terakoya.quant.blocks import BLOCKS, Q4_1, Q5_1, BlockType, dequantise
 
 try:
     MACHINES = native.isas()
@@ -67,12 +67,11 @@ def test_gguf_blocks_are_taken_without_loss(kind: BlockType) -> None:
     out = np.empty(native.packed_bytes(form, n, k), np.uint8)
     native.pack_blocks(rows, kind.id, k, out)
     got, want = native.unpack(out, form, n, k), dequantise(rows, kind)
-    if kind in (Q4_0, Q4_1, Q5_0, Q5_1):  # d * q + m instead of d * (q - 8), or fused: the last bit may differ
+    if kind in (Q4_1, Q5_1):  # d * q + m, or fused: the last bit may differ
         assert np.allclose(got, want, rtol=1e-5, atol=1e-5)
     else:
         assert np.array_equal(got, want)
-    if kind not in (Q4_0, Q5_0):  # a minimum is stored here, and known there
-        assert native.packed_bytes(form, 48, k) <= 48 * rows.shape[1] * 1.12
+    assert native.packed_bytes(form, 48, k) <= 48 * rows.shape[1] * 1.12
 
 
 def run(program: Program, x: np.ndarray, n: int) -> np.ndarray:

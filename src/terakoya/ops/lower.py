@@ -22,7 +22,7 @@ from terakoya.ops.native import ACTS, ADD, BY_TOKEN, HIDDEN, LOGITS, WEIGHED, Co
 
 Weights = Literal["fp32", "int8", "int4"]
 GGUF_KINDS = {  # block types whose blocks are kept as they are
-    2: Format.Q4, 3: Format.Q4, 6: Format.Q5, 7: Format.Q5, 8: Format.Q8, 12: Format.K4, 13: Format.K5, 14: Format.K6,
+    2: Format.S4, 3: Format.Q4, 6: Format.S5, 7: Format.Q5, 8: Format.Q8, 12: Format.K4, 13: Format.K5, 14: Format.K6,
 }  # fmt: skip
 
 

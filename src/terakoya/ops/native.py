@@ -27,7 +27,7 @@ Op = IntEnum(
     "EMBED PLACE NORM LINEAR ROTARY CLIP TEMPER ATTEND GLU ACT ADD COPY TAKE ROUTE SPREAD EXPERTS GATHER GATE LOGITS",
     start=0,
 )
-Format = IntEnum("Format", "F32 Q8 Q4 F16 B16 Q5 K4 K5 K6", start=0)
+Format = IntEnum("Format", "F32 Q8 Q4 F16 B16 Q5 S4 S5 K4 K5 K6", start=0)
 Rows = IntEnum("Rows", "TOKENS CHOICES OUTPUTS", start=0)
 ACTS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "quick_gelu", "swiglu_clamped", "sigmoid")
 ADD, ACT, BY_TOKEN = 1, 2, 4  # flags of linear layers

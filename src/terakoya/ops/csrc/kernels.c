@@ -144,6 +144,6 @@ static double read_all(const void *data, int64_t bytes) {
   return total(a + b + c + d);
 }
 
-const tk_kernels TK_ISA = {TK_NAME, quantise, {linear_f32, linear_q8, linear_q4, linear_f16, linear_b16, linear_q5, linear_k4, linear_k5,
+const tk_kernels TK_ISA = {TK_NAME, quantise, {linear_f32, linear_q8, linear_q4, linear_f16, linear_b16, linear_q5, linear_s4, linear_s5, linear_k4, linear_k5,
                            linear_k6}, norm, act, cap, keep, attend, join,
                            read_all};

@@ -9,7 +9,6 @@ static int64_t block_bytes(int32_t format, int32_t k) {
   switch (format) {
     case TK_F32: return (int64_t)k * 64;
     case TK_F16: case TK_B16: return (int64_t)k * 32;
-    case TK_Q8: return (g * 32 + 63) / 64 * 64 + g * 512;
     default: return tk_head_bytes(format, (int32_t)g) + g * tk_code_bytes(format);
   }
 }

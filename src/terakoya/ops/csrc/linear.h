@@ -100,12 +100,14 @@ INLINE sums add4(sums s, bytes u, bytes x) {
 INLINE sums widen(sums s) { return s; }
 #endif
 
-INLINE void dot_q4(const int N, const uint8_t *w, int32_t groups, const tk_input *in, float (*out)[16]) {
+/* Four bits with minima, or (TK_S4) around zero. */
+INLINE void dot_four(const int format, const int N, const uint8_t *w, int32_t groups, const tk_input *in, float (*out)[16]) {
   const uint16_t *dm = (const uint16_t *)w;
   vf a[TILE], b[TILE];
   for (int r = 0; r < N; r++) a[r] = b[r] = zero();
-  w += (int64_t)groups * 64;
-  for (int32_t g = 0; g < groups; g++, w += 256, dm += 32) {
+  const int centred = format == TK_S4;
+  w += centred ? ((int64_t)groups * 32 + 63) / 64 * 64 : (int64_t)groups * 64;
+  for (int32_t g = 0; g < groups; g++, w += 256, dm += centred ? 16 : 32) {
     sums s[TILE];
     for (int r = 0; r < N; r++) s[r] = none();
 #pragma GCC unroll 4
@@ -117,7 +119,9 @@ INLINE void dot_q4(const int N, const uint8_t *w, int32_t groups, const tk_input
         s[r] = add4(add4(s[r], l, four(x)), h, four(x + 4));
       }
     }
-    vf d = halves(dm), m = halves(dm + 16);
+    vf d = halves(dm), m;
+    if (centred) m = d * all(-8.0f);
+    else m = halves(dm + 16);
     for (int r = 0; r < N; r++) {
       a[r] = muladd(floats(widen(s[r])), d * all(in[r].scale[g]), a[r]);
       b[r] = muladd(m, all(in[r].sum[g]), b[r]);
@@ -204,5 +208,8 @@ SIZES(dot_f32, float, linear_f32)
 SIZES(dot_f16, uint16_t, linear_f16)
 SIZES(dot_b16, uint16_t, linear_b16)
 SIZES(dot_q8, uint8_t, linear_q8)
+#define dot_q4(...) dot_four(TK_Q4, __VA_ARGS__)
+#define dot_s4(...) dot_four(TK_S4, __VA_ARGS__)
 SIZES(dot_q4, uint8_t, linear_q4)
+SIZES(dot_s4, uint8_t, linear_s4)
 #endif

@@ -25,14 +25,16 @@ static uint16_t short_of(float x) { /* bfloat16, to nearest, even; no NaN */
 int32_t tk_code_bytes(int32_t format) {
   switch (format) {
     case TK_Q8: return 512;
-    case TK_Q5: case TK_K5: return 320;
+    case TK_Q5: case TK_S5: case TK_K5: return 320;
     case TK_K6: return 384;
     default: return 256;
   }
 }
 
+static int32_t scale_alone(int32_t format) { return format == TK_Q8 || format == TK_S4 || format == TK_S5; }
+
 int64_t tk_head_bytes(int32_t format, int32_t groups) {
-  if (format == TK_Q8) return ((int64_t)groups * 32 + 63) / 64 * 64;
+  if (scale_alone(format)) return ((int64_t)groups * 32 + 63) / 64 * 64;
   return format >= TK_K4 ? (int64_t)groups / 8 * 320 : (int64_t)groups * 64;
 }
 
@@ -41,7 +43,7 @@ typedef struct { uint16_t *d, *m; uint8_t *s, *q; } place;
 
 static place place_of(int32_t format, int32_t groups, uint8_t *block, int32_t g, int32_t lane) {
   uint8_t *q = block + tk_head_bytes(format, groups) + (int64_t)g * tk_code_bytes(format) + lane * 4;
-  if (format == TK_Q8) return (place){(uint16_t *)block + g * 16 + lane, NULL, NULL, q};
+  if (scale_alone(format)) return (place){(uint16_t *)block + g * 16 + lane, NULL, NULL, q};
   if (format < TK_K4) return (place){(uint16_t *)block + g * 32 + lane, (uint16_t *)block + g * 32 + 16 + lane, NULL, q};
   uint16_t *dm = (uint16_t *)(block + g / 8 * 320) + lane;
   return (place){dm, dm + 16, block + g / 8 * 320 + 64 + g % 8 * 32 + lane, q};
@@ -63,7 +65,7 @@ static uint8_t code_at(int32_t format, place from, int in) { /* column `in` of t
   int j = in / 8, c = in % 4, high = in % 8 > 3;
   uint8_t q = from.q[64 * j + c], v = high ? q >> 4 : q & 15;
   if (format == TK_K6) return (uint8_t)(v | (from.q[256 + 64 * (j / 2) + c] >> (j % 2 * 4 + 2 * high) & 3) << 4);
-  if (format == TK_Q5 || format == TK_K5) return (uint8_t)(v | (from.q[256 + c] >> (2 * j + high) & 1) << 4);
+  if (format == TK_Q5 || format == TK_S5 || format == TK_K5) return (uint8_t)(v | (from.q[256 + c] >> (2 * j + high) & 1) << 4);
   return v;
 }
 static void put8(place to, const int8_t *v) {
@@ -120,8 +122,10 @@ enum { Q4_0 = 2, Q4_1, Q5_0 = 6, Q5_1, Q8_0, Q4_K = 12, Q5_K, Q6_K };
 
 static int32_t format_of(int32_t type) {
   switch (type) {
-    case Q4_0: case Q4_1: return TK_Q4;
-    case Q5_0: case Q5_1: return TK_Q5;
+    case Q4_0: return TK_S4;
+    case Q4_1: return TK_Q4;
+    case Q5_0: return TK_S5;
+    case Q5_1: return TK_Q5;
     case Q8_0: return TK_Q8;
     case Q4_K: return TK_K4;
     case Q5_K: return TK_K5;
@@ -145,14 +149,13 @@ static int32_t block_of(int32_t type) { /* bytes */
 
 int64_t tk_block_row(int32_t type, int32_t k) { return (int64_t)k / (type < Q4_K ? 32 : 256) * block_of(type); }
 
-/* Four and five bits: a minimum stands in the block, or is half of the levels below zero (exact: a power of two). */
+/* Four and five bits: a minimum stands in the block, or half of the levels are below zero. */
 static void take_small(int32_t type, place to, const uint8_t *from) {
   uint8_t v[32];
   int five = type == Q5_0 || type == Q5_1, own = type == Q4_1 || type == Q5_1;
   const uint8_t *codes = from + 2 + 2 * own + 4 * five;
   memcpy(to.d, from, 2);
   if (own) memcpy(to.m, from + 2, 2);
-  else *to.m = half_of((five ? -16.0f : -8.0f) * from_half(*to.d));
   for (int c = 0; c < 32; c++) {
     v[c] = c < 16 ? codes[c] & 15 : codes[c - 16] >> 4;
     if (five) v[c] |= (uint8_t)((codes[-4 + c / 8] >> c % 8 & 1) << 4);
@@ -223,7 +226,7 @@ void tk_unpack_row(int32_t format, int32_t k, const void *block, int32_t lane, f
   }
   for (int32_t g = 0; g * 32 < k; g++) {
     place from = place_of(format, (k + 31) / 32, (uint8_t *)block, g, lane);
-    float d = from_half(*from.d), m = from.m ? from_half(*from.m) : 0.0f;
+    float d = from_half(*from.d), m = from.m ? from_half(*from.m) : (format == TK_S4 ? -8.0f : -16.0f) * d;
     float d2 = d; /* of the last sixteen columns */
     if (format == TK_K6) d2 = d * (float)(int8_t)from.s[16], d = d * (float)(int8_t)from.s[0];
     else if (from.s) d2 = d = d * (float)from.s[0], m = m * (float)from.s[16];

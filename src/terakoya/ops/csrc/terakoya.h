@@ -12,6 +12,7 @@
  *   TK_F16, TK_B16  block = [k][16] half precision numbers, bfloat16: for weights that are such numbers anyway
  *   TK_Q5   as TK_Q4, but each group's codes are followed by [16][4] bytes with the fifth bits: bit 2j of a byte is
  *           that of the low nibble in byte j of its line, bit 2j+1 that of the high one
+ *   TK_S4, TK_S5  as TK_Q4, TK_Q5 without m, and d padded to 64 bytes: w = d * (q - 8), d * (q - 16)
  *   TK_K4, TK_K5  K blocks: [g/8] times { [2][16] half d and m; [8][2][16] bytes s and t }, then the codes of TK_Q4
  *           or TK_Q5: w = (d * s) * q + m * t
  *   TK_K6   [g/8] times { [2][16] half d and nothing; [8][2][16] int8 s of the first and the last 16 columns }, then
@@ -25,7 +26,7 @@
 #define TERAKOYA_H
 #include <stdint.h>
 
-enum { TK_F32, TK_Q8, TK_Q4, TK_F16, TK_B16, TK_Q5, TK_K4, TK_K5, TK_K6, TK_FORMATS };
+enum { TK_F32, TK_Q8, TK_Q4, TK_F16, TK_B16, TK_Q5, TK_S4, TK_S5, TK_K4, TK_K5, TK_K6, TK_FORMATS };
 enum { TK_TOKENS, TK_CHOICES, TK_OUTPUTS }; /* what a row of an instruction is */
 enum { TK_GELU, TK_GELU_TANH, TK_RELU, TK_RELU2, TK_SILU, TK_QUICK_GELU, TK_SWIGLU_CLAMPED, TK_SIGMOID };
 

@@ -60,21 +60,23 @@ INLINE vf signed16(const uint8_t *p) { return __builtin_convertvector(__builtin_
 INLINE void line(const int format, const uint8_t *w, const bytes *high, const int j, bytes *l, bytes *h) {
   bytes v = get(w + 64 * j);
   *l = low_half(v), *h = high_half(v);
-  if (format == TK_Q5 || format == TK_K5) *l = above(*l, high[0], 2 * j, 0x10), *h = above(*h, high[0], 2 * j + 1, 0x10);
+  if (format == TK_Q5 || format == TK_S5 || format == TK_K5) *l = above(*l, high[0], 2 * j, 0x10), *h = above(*h, high[0], 2 * j + 1, 0x10);
   if (format == TK_K6)
     *l = above(*l, high[j / 2], j % 2 * 4, 0x30), *h = above(*h, high[j / 2], j % 2 * 4 + 2, 0x30);
 }
 
 INLINE void dot_wide(const int format, const int N, const uint8_t *w, int32_t groups, const tk_input *in, float (*out)[16]) {
-  const int super = format != TK_Q5, planes = format == TK_K4 ? 0 : format == TK_K6 ? 2 : 1;
+  const int super = format >= TK_K4, centred = format == TK_S5, planes = format == TK_K4 ? 0 : format == TK_K6 ? 2 : 1;
   const uint8_t *head = w;
   vf a[TILE], b[TILE], D = zero(), M = zero();
   for (int r = 0; r < N; r++) a[r] = b[r] = zero();
-  w += super ? (int64_t)groups / 8 * 320 : (int64_t)groups * 64;
+  w += super ? (int64_t)groups / 8 * 320 : centred ? ((int64_t)groups * 32 + 63) / 64 * 64 : (int64_t)groups * 64;
   for (int32_t g = 0; g < groups; g++, w += 256 + 64 * planes) {
     if (!super || g % 8 == 0) {
-      D = halves((const uint16_t *)head), M = halves((const uint16_t *)head + 16);
-      head += 64;
+      D = halves((const uint16_t *)head);
+      if (centred) M = D * all(-16.0f);
+      else M = halves((const uint16_t *)head + 16);
+      head += centred ? 32 : 64;
     }
     bytes high[2], l, h;
     for (int p = 0; p < planes; p++) high[p] = get(w + 256 + 64 * p);
@@ -109,10 +111,12 @@ INLINE void dot_wide(const int format, const int N, const uint8_t *w, int32_t gr
 }
 
 #define dot_q5(...) dot_wide(TK_Q5, __VA_ARGS__)
+#define dot_s5(...) dot_wide(TK_S5, __VA_ARGS__)
 #define dot_k4(...) dot_wide(TK_K4, __VA_ARGS__)
 #define dot_k5(...) dot_wide(TK_K5, __VA_ARGS__)
 #define dot_k6(...) dot_wide(TK_K6, __VA_ARGS__)
 SIZES(dot_q5, uint8_t, linear_q5)
+SIZES(dot_s5, uint8_t, linear_s5)
 SIZES(dot_k4, uint8_t, linear_k4)
 SIZES(dot_k5, uint8_t, linear_k5)
 SIZES(dot_k6, uint8_t, linear_k6)
