@@ -25,6 +25,7 @@ class Handle:
         self._drive, self._wake = drive, wake
         self._news: deque[Delta] = deque()
         self._changed = threading.Condition()
+        self._patient = False  # nobody wants to know before the end
         self._sleepers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     @property
@@ -43,7 +44,8 @@ class Handle:
         with self._changed:
             self._news.append(delta)
             self.open -= delta.finish is not None
-            self._changed.notify_all()
+            if not (self._patient and self.open):
+                self._changed.notify_all()
             sleepers, self._sleepers = self._sleepers, []
         for loop, future in sleepers:
             if not loop.is_closed():
@@ -91,6 +93,10 @@ class Handle:
 
     def result(self) -> list[Completion]:
         """Wait for the end; return the choices. An error is told in the completion, not raised."""
+        if self._drive is None:
+            with self._changed:
+                self._patient = True  # to be woken for each token would take a core from the next step
+                self._changed.wait_for(lambda: not self.open)
         done = [Completion(i) for i in range(self.request.n)]
         for delta in self:
             done[delta.index].add(delta)
