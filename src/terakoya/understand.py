@@ -162,7 +162,7 @@ def embed(reading: Reading, texts: Sequence[str], *, batch: int = 32) -> Tensor:
         rows.append(
             pooled(reading.model(tokens, ctx), torch.tensor(ctx.cu, device=tokens.device), reading.pool).float()
         )
-    found = torch.cat(rows) if rows else torch.zeros(0, reading.model.spec.dim)
+    found = torch.cat(rows) if rows else torch.zeros(0, reading.model.spec.out_dim)
     return F.normalize(found, dim=-1) if reading.normalise else found
 
 

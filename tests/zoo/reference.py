@@ -78,6 +78,18 @@ DEEPSEEK = (
     }
 )
 STATE = {"hidden_size": 48, "num_hidden_layers": 3}
+REFORMER = {
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "attention_head_size": 12,
+    "feed_forward_size": 80,
+    "attn_layers": ["local", "lsh", "local", "lsh"],
+    "axial_pos_shape": [4, 16],
+    "axial_pos_embds_dim": [16, 32],
+    "max_position_embeddings": 64,
+    "hash_seed": 3,
+    "is_decoder": True,
+}
 LONG_TABLE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -307,15 +319,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "lru_width": 64,
         },
     ),
+    "reformer": (  # buckets by the length; chunks that go into no common one but 12
+        "reformer",
+        REFORMER | {"local_attn_chunk_length": 6, "lsh_attn_chunk_length": 4},
+    ),
+    "reformer-factors": (
+        "reformer",
+        REFORMER
+        | {"local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": [2, 4], "attention_head_size": 8},
+    ),
+    "reformer-rows": (
+        "reformer",
+        REFORMER | {"attn_layers": ["local", "local"], "local_attn_chunk_length": 4, "axial_pos_embds": False},
+    ),
+    "reformer-whole": ("reformer", REFORMER | {"num_buckets": 8, "num_hashes": 2}),
     "llama-head-dim": ("llama", LLAMA | {"head_dim": 16}),
 }
 
 # Parameters that transformers keeps but a language model does not use.
-# Their angles depend on how long the sequence is by now: keys in memory were turned by others.
+# Their angles depend on how long the sequence is by now: keys in memory were turned by others. What hashes alike does.
 UNCACHED = {"llama-dynamic", "phi3-longrope", "phi3-longrope-factor", "phi3-longrope-gain"}
+UNCACHED |= {"reformer", "reformer-factors"}
 # transformers takes the longest of the batch for all of it, or (Llama 4) the index in place of the position.
 # Recurrent ones read the padding: RWKV, RecurrentGemma; Mamba its bias.
 UNPADDED = {"llama-dynamic", "llama4", "rwkv", "recurrentgemma", "mamba-bias", "mamba2-bias"}
+UNPADDED |= {"reformer", "reformer-factors", "reformer-rows"}  # padding fills chunks
 SDPA = {"falcon-rw"}  # with "eager" transformers adds ALiBi twice there
 STRANGERS = {"plamo"}  # transformers has no class for it
 SIZES = frozenset(  # keys that every real config.json holds
@@ -351,7 +379,16 @@ def pair(name: str) -> tuple[Any, Loaded, Path]:
             p.copy_(torch.randn_like(p) * 0.08 if p.dim() > 1 else p + 0.2 * torch.randn_like(p))
     folder = Path(tempfile.mkdtemp()) / name
     theirs.save_pretrained(folder)
-    return theirs, load(folder), folder
+    return mended(theirs), load(folder), folder
+
+
+def mended(theirs: Any) -> Any:
+    """Let Reformer's head add its bias, as it did until transformers 5, which keeps it in files and forgets it."""
+    head = getattr(theirs, "lm_head", None)
+    if type(head).__name__ == "ReformerOnlyLMHead":
+        assert head.decoder.bias is None
+        head.decoder.bias = head.bias
+    return theirs
 
 
 def attention(name: str) -> str:

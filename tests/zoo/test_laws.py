@@ -32,7 +32,7 @@ CONTEXT, WINDOW = 64, 5
 def shrunk(s: spec.Model) -> spec.Model:
     """Return a spec with few tokens, and windows that a short text outgrows."""
     changes: dict[str, Any] = {"vocab": VOCAB, "context": CONTEXT}
-    changes |= {f"{k}.size": WINDOW for k in ("window", "chunk") if config.select(s, k)}
+    changes |= {f"{k}.size": WINDOW for k in ("window", "chunk", "local") if config.select(s, k)}
     changes |= {"temper.floor": 4} if config.select(s, "temper") else {}
     return config.override(s, changes)
 

@@ -11,7 +11,7 @@ from terakoya.model.disentangled import Disentangled
 from terakoya.model.entities import Queries, mentions_of
 from terakoya.model.norm import Norm
 from terakoya.model.position import Alibi, Biases, Buckets, Relative, mscale, rope_table, rotate
-from terakoya.model.spec_sparse import Fixed, Strided
+from terakoya.model.spec_sparse import Fixed, Local, Strided
 from terakoya.ops.attend import Look
 
 
@@ -141,7 +141,8 @@ def look(s: spec.Attention, scale: float) -> Look:
     chunk = s.reach.size if isinstance(s.reach, spec.Chunk) else None
     stride = s.reach.stride if isinstance(s.reach, Strided) else None
     fixed = (s.reach.block, s.reach.summary) if isinstance(s.reach, Fixed) else None
-    return Look(scale, s.causal, window, chunk, s.softcap, stride, fixed)
+    near = s.reach.size if isinstance(s.reach, Local) else None
+    return Look(scale, s.causal, window, chunk, s.softcap, stride, fixed, near)
 
 
 def _norm_shape(norm: spec.QKNorm, heads: int, width: int) -> tuple[int, ...]:

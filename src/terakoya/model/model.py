@@ -20,7 +20,7 @@ from terakoya.model.evolved import GLU, CausalConv, CentredConv
 from terakoya.model.ffn import ACTS, MLP, MoE
 from terakoya.model.flamingo import Gate, Glance
 from terakoya.model.norm import Norm
-from terakoya.model.position import Biases, Buckets, sinusoid
+from terakoya.model.position import Axial, Biases, Buckets, sinusoid
 from terakoya.model.recurrent_mixers import RECURRENT, recurrent
 from terakoya.model.reformer import reversible
 from terakoya.model.sight import Sight, trunk
@@ -116,7 +116,9 @@ class Embed(nn.Module):
         self.token = nn.Embedding(s.vocab, width)
         self.project = nn.Linear(width, s.dim, bias=e.whole) if e.factor else None
         learned = e.position if isinstance(e.position, spec.Learned) else None
-        self.position = nn.Embedding(s.context + learned.offset, inner) if learned else None
+        self.position: nn.Module | None = nn.Embedding(s.context + learned.offset, inner) if learned else None
+        if isinstance(e.position, spec.Axial):
+            self.position = Axial(e.position, inner)
         self.segment = nn.Embedding(e.types, inner) if e.types else None
         self.asks = nn.Parameter(torch.empty(1, 1, s.dim)) if e.asks else None
         self.norm = Norm(e.norm, inner) if e.norm else None
@@ -137,6 +139,9 @@ class Embed(nn.Module):
             case spec.Learned(offset):
                 assert self.position is not None
                 x = x + self.position(self.counted(ctx) + offset)
+            case spec.Axial():
+                assert self.position is not None
+                x = x + self.position(self.counted(ctx))
             case spec.Sinusoid():
                 x = x + sinusoid(ctx.pos, self.dim, x.dtype)
         x = x if self.norm is None else self.norm(x)
@@ -182,12 +187,13 @@ class Head(nn.Module):
         super().__init__()
         h = self.spec = s.head
         words = h.scores == "words"
-        width = s.embed.factor or s.dim if words else s.dim
-        self.transform = Transform(h.transform, s.dim, width) if h.transform else None
-        self.project = nn.Linear(s.dim, width, bias=False) if width != s.dim and not h.transform else None
+        own = s.dim if h.tied else s.out_dim  # a table that is shared is as wide as the embedding
+        width = s.embed.factor or own if words else s.out_dim
+        self.transform = Transform(h.transform, s.out_dim, width) if h.transform else None
+        self.project = nn.Linear(s.out_dim, width, bias=False) if width != s.out_dim and not h.transform else None
         rows = s.vocab if words else 1
-        own = None if h.scores == "nothing" else nn.Parameter(torch.empty(rows, width))
-        self.weight = token.weight if words and h.tied else own
+        table = None if h.scores == "nothing" else nn.Parameter(torch.empty(rows, width))
+        self.weight = token.weight if words and h.tied else table
         self.bias = nn.Parameter(torch.empty(rows)) if h.bias else None
         self.shift: Tensor | None
         self.register_buffer("shift", torch.zeros(1, rows) if h.shift else None)
@@ -235,12 +241,12 @@ class Model(nn.Module):
             self.embed.token = encoder.embed.token
         self.layers = nn.ModuleList(Block(block, s, i) for i, block in enumerate(s.layers()[: s.share or s.depth]))
         self.relative = lend(s, self.layers)
-        self.norm = Norm(s.norm, s.dim) if s.norm else None
+        self.norm = Norm(s.norm, s.out_dim) if s.norm else None
         self.head = Head(s, self.embed.token)
         self.entities = None
         if s.embed.entities and self.embed.entity is not None and s.head.scores == "words":
             self.entities = EntityHead(s.embed.entities, s, self.embed.entity)
-        self.pool = Pool(s.pool, s.dim) if s.pool else None
+        self.pool = Pool(s.pool, s.out_dim) if s.pool else None
         self.conv = Neighbours(s.conv, s.embed.norm, s.dim) if s.conv and s.embed.norm else None
         self.encoder = encoder
         self.sight = None
@@ -249,11 +255,11 @@ class Model(nn.Module):
             self.sight = Sight(s.sight, s.dim, [Block(block, eye, i) for i in range(eye.depth)])
 
     def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
-        """Read a step's tokens: tokens (T,) -> hidden (T, D)."""
+        """Read a step's tokens: tokens (T,) -> hidden (T, D), or (T, 2 D) where layers are reversible."""
         return self.read(self.embed(tokens, ctx), ctx)
 
     def read(self, x: Tensor, ctx: Context) -> Tensor:
-        """Read vectors in the place of tokens: x (T, D) -> hidden (T, D)."""
+        """Read vectors in the place of tokens: x (T, D) -> hidden as `forward` gives it."""
         before = x
         if self.spec.reversible:
             x = reversible(x, [layer.halves(ctx) for layer in self.layers if isinstance(layer, Block)])

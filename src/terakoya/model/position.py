@@ -220,6 +220,20 @@ class Relative(nn.Module):
         return terms.gather(-1, other.expand(-1, terms.shape[1], -1, -1))
 
 
+class Axial(nn.Module):
+    """Positions as rows and columns, a table for each, side by side (Kitaev 2020, trax; Ho 2019)."""
+
+    def __init__(self, s: spec.Axial, dim: int) -> None:
+        super().__init__()
+        self.width = s.columns
+        self.rows = nn.Parameter(torch.empty(s.rows, 1, s.dim))
+        self.columns = nn.Parameter(torch.empty(1, s.columns, dim - s.dim))
+
+    def forward(self, pos: Tensor) -> Tensor:
+        """Look up: pos (T,) -> (T, D)."""
+        return torch.cat([self.rows[pos // self.width, 0], self.columns[0, pos % self.width]], -1)
+
+
 def sinusoid(pos: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """Return sines, then cosines, of pos / 10000^(2i / D): pos (T,) -> (T, D) (Vaswani 2017, in CTRL's layout)."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,31 +26,51 @@ class Lsh(nn.Module):
 
     def __init__(self, s: spec_sparse.Lsh, model: spec.Model, layer: int) -> None:
         super().__init__()
-        self.spec, self.layer, self.dim = s, layer, model.dim
-        self.qk, self.v, self.o = (nn.Linear(model.dim, model.dim, bias=False) for _ in range(3))
+        self.spec, self.layer, self.context = s, layer, model.context
+        self.width = spec.head_dim(model, s)
+        self.least, self.common = chunks(model)
+        self.qk, self.v = (nn.Linear(model.dim, s.heads * self.width, bias=False) for _ in range(2))
+        self.o = nn.Linear(s.heads * self.width, model.dim, bias=False)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Mix over time: x (T, D) -> (T, D)."""
         s = self.spec
         both = torch.cat([self.qk(x), self.v(x)], -1)
-        turns = ctx.share(("lsh", self.layer), lambda: self.turns(x))
-        out, a = [], 0
+        out = []
         for past, n in zip(ctx.remember(self.layer, both), _lengths(ctx.cu), strict=True):
             qk, v = (t.unflatten(-1, (s.heads, -1)) for t in past.chunk(2, -1))
-            if past.shape[0] == n:
-                y = lsh.attend(qk, v, turns, s.chunk)
-            else:
+            if past.shape[0] > n:
                 y = lsh.full(qk[-n:], qk, v, past.shape[0] - n)
+            else:
+                room = n if n <= self.least else -(-n // self.common) * self.common
+                factors = s.buckets or lsh.factors_for(room, s.chunk, self.context)
+                turns = ctx.share(("lsh", self.seed, s, factors), lambda f=factors: self.turns(x, f))
+                y = lsh.attend(qk, v, turns, s.chunk, factors, room)
             out.append(y.flatten(1))
-            a += n
         return self.o(torch.cat(out))
 
-    def turns(self, x: Tensor) -> Tensor:
-        """Draw the directions, always the same for a layer: (rounds, H, K, buckets / 2)."""
+    @property
+    def seed(self) -> int:
+        return self.layer if self.spec.seed is None else self.spec.seed
+
+    def turns(self, x: Tensor, factors: Sequence[int]) -> Tensor:
+        """Draw the directions, always the same for a seed, as transformers does: (rounds, H, K, buckets / 2)."""
         s = self.spec
-        rng = torch.Generator().manual_seed(self.layer)
-        shape = (s.rounds, s.heads, self.dim // s.heads, s.buckets // 2)
-        return torch.randn(shape, generator=rng, device="cpu").to(x.device, x.dtype)
+        rng = torch.Generator().manual_seed(self.seed)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        shape = (s.heads, self.width, s.rounds, sum(factors) // 2)
+        drawn = torch.randn(shape, generator=rng, device="cpu", dtype=wide)
+        return drawn.permute(2, 0, 1, 3).to(x.device, x.dtype)
+
+
+def chunks(model: spec.Model) -> tuple[int, int]:
+    """Return the smallest chunk of a model's layers, and the length that all of them divide: rounds have room for
+    multiples of it, as if the text were filled up.
+    """
+    mixers = [m for block in model.blocks for branch in block.branches for m in branch.mix]
+    sizes = [m.chunk for m in mixers if isinstance(m, spec_sparse.Lsh)]
+    sizes += [m.reach.size for m in mixers if isinstance(m, spec.Attention) and isinstance(m.reach, spec_sparse.Local)]
+    return min(sizes), math.lcm(*sizes)
 
 
 def _lengths(cu: Sequence[int]) -> list[int]:
@@ -57,15 +78,15 @@ def _lengths(cu: Sequence[int]) -> list[int]:
 
 
 def reversible(x: Tensor, pairs: Sequence[tuple[nn.Module, Half, Half]]) -> Tensor:
-    """Run y1 = x1 + f(x2), y2 = x2 + g(y1) layer after layer from x1 = x2 = x, and return the mean of the two.
+    """Run y1 = x1 + f(x2), y2 = x2 + g(y1) layer after layer from x1 = x2 = x, and return the two side by side.
 
     Each of `pairs` is (the module that owns the weights, f, g). Nothing is kept for the backward pass but the last two
     streams: x2 = y2 - g(y1) and x1 = y1 - f(x2) bring the others back (Gomez 2017; Kitaev 2020, §3).
-    x (T, D) -> (T, D).
+    x (T, D) -> (T, 2 D).
     """
     weights = [p for module, _, _ in pairs for p in module.parameters() if p.requires_grad]
     a, b = _Reversible.apply(x, x, pairs, *weights)
-    return (a + b) / 2
+    return torch.cat([a, b], -1)
 
 
 class _Reversible(torch.autograd.Function):

@@ -24,7 +24,8 @@ from terakoya.model.spec_encoder import Sight as Sight
 from terakoya.model.spec_evolved import GLU as GLU
 from terakoya.model.spec_evolved import EvolvedConv as EvolvedConv
 from terakoya.model.spec_recurrent import Recurrent
-from terakoya.model.spec_sparse import Fixed, Lsh, Strided
+from terakoya.model.spec_sparse import Axial as Axial
+from terakoya.model.spec_sparse import Fixed, Local, Lsh, Strided
 
 
 def _positive(node: object, *names: str) -> None:
@@ -194,7 +195,7 @@ class Chunk:
         _positive(self, "size")
 
 
-Reach = Full | Window | Chunk | Strided | Fixed
+Reach = Full | Window | Chunk | Strided | Fixed | Local
 
 
 # Mixers
@@ -337,7 +338,7 @@ class Block:
 class Embed:
     """Tokens (and absolute positions) to vectors."""
 
-    position: Learned | Sinusoid | None = None
+    position: Learned | Sinusoid | Axial | None = None
     factor: int | None = None  # width of the table where it is not dim: OPT-350m
     scale: float | Literal["sqrt_dim", "sqrt_dim_bf16"] = 1.0  # Gemma, CTRL | RecurrentGemma | Granite: a number
     norm: Norm | None = None  # BLOOM, nanochat
@@ -408,6 +409,11 @@ class Model:
             )
 
     @property
+    def out_dim(self) -> int:
+        """Return the width of what the layers give: two streams lie side by side."""
+        return 2 * self.dim if self.reversible else self.dim
+
+    @property
     def sort(self) -> Literal["decoder", "encoder", "encoder-decoder"]:
         """Return what it is for: continuing text, understanding text, or writing one text from another."""
         if self.encoder is not None:
@@ -424,7 +430,7 @@ class Model:
         return tuple(self.blocks[i] for i in (*self.layout, *self.layout[-1:] * rest))
 
 
-def head_dim(model: Model, attention: Attention | Cross) -> int:
+def head_dim(model: Model, attention: Attention | Cross | Lsh) -> int:
     """Return the width K of one head; an error where `dim` does not divide."""
     if attention.head_dim is not None:
         return attention.head_dim
@@ -443,6 +449,8 @@ def check(model: Model) -> None:
         raise TerakoyaError("model.share", given=model.share, allowed=f"1 to depth={model.depth}")
     if model.encoder is not None and model.encoder.dim != model.dim:
         raise TerakoyaError("model.encoder.dim", given=model.encoder.dim, allowed=f"the decoder's {model.dim}")
+    if isinstance(model.embed.position, Axial):
+        model.embed.position.check(model.dim, model.context)
     for block in model.blocks:
         for branch in block.branches:
             for mixer in branch.mix:

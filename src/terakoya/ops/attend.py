@@ -28,10 +28,11 @@ class Look:
     softcap: float | None = None
     stride: int | None = None  # visible where q_pos - k_pos is a multiple (Child 2019, strided)
     fixed: tuple[int, int] | None = None  # (block, summary): visible in one block, or at the end of an earlier one
+    near: int | None = None  # visible in one chunk of this many positions, or in the one before it
 
     @property
     def patterned(self) -> bool:
-        return self.stride is not None or self.fixed is not None
+        return self.stride is not None or self.fixed is not None or self.near is not None
 
 
 def visible(q_pos: Tensor, k_pos: Tensor, look: Look) -> Tensor:
@@ -53,6 +54,8 @@ def sees(q_pos: Tensor, k_pos: Tensor, look: Look) -> Tensor:
         block, summary = look.fixed
         told = k_pos % block >= block - summary
         ok = ok & ((q_pos // block == k_pos // block) | told)
+    if look.near is not None:
+        ok = ok & ((q_pos // look.near - k_pos // look.near).abs() < 2)
     return ok
 
 
@@ -108,12 +111,16 @@ def attend(
 def _pattern(q: Tensor, k: Tensor, v: Tensor, look: Look) -> Tensor | None:
     """Attend by blocks where that leaves most of the square out; None: by a mask."""
     T = q.shape[1]
-    if look.stride is not None and look.window is None and look.fixed is None and 2 * look.stride < T:
+    if sum(x is not None for x in (look.stride, look.window, look.fixed, look.near)) != 1:
+        return None
+    if look.stride is not None and 2 * look.stride < T:
         return sparse.strided(q, k, v, look.scale, look.stride)
-    if look.fixed is not None and look.window is None and look.stride is None and 4 * look.fixed[0] < T:
+    if look.fixed is not None and 4 * look.fixed[0] < T:
         return sparse.fixed(q, k, v, look.scale, *look.fixed)
-    if look.window is not None and not look.patterned and max(4 * look.window, BANDED) < T:
+    if look.window is not None and max(4 * look.window, BANDED) < T:
         return sparse.banded(q, k, v, look.scale, look.window)
+    if look.near is not None and max(4 * look.near, BANDED) < T:
+        return sparse.near(q, k, v, look.scale, look.near)
     return None
 
 

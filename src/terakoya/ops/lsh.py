@@ -1,10 +1,14 @@
 """Attention by hashing: tokens are sorted by bucket, and look at their own chunk of the order and the one before.
 
 Kitaev 2020, arXiv:2001.04451, §2. Queries and keys are one vector; a token looks at itself only where nothing else is
-to be seen. Several rounds of hashing are weighed by how much each saw.
+to be seen. Several rounds of hashing are weighed by how much each saw. The rounds lie in a ring, as in trax and
+transformers: the first chunk of each looks at the last of the round before, that of the first at the last of all.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,23 +16,45 @@ from torch import Tensor
 SELF = -1e5  # the score of a token for itself
 
 
-def attend(qk: Tensor, v: Tensor, turns: Tensor, chunk: int) -> Tensor:
-    """Let one sequence look: qk (T, H, K), v (T, H, V), turns (rounds, H, K, buckets / 2) -> (T, H, V)."""
+def attend(qk: Tensor, v: Tensor, turns: Tensor, chunk: int, factors: Sequence[int] = (), room: int = 0) -> Tensor:
+    """Let one sequence look: qk (T, H, K), v (T, H, V), turns (rounds, H, K, sum of `factors` / 2) -> (T, H, V).
+
+    A round has room for as many tokens as fill its chunks, or `room` if that is more; nobody stands behind the last.
+    """
     T = qk.shape[0]
     q, v = qk.transpose(0, 1), v.transpose(0, 1)  # (H, T, K)
     if chunk >= T:
         return full(qk, qk, v.transpose(0, 1), 0)
-    buckets = hashed(q.detach(), turns)  # (rounds, H, T)
-    place = (buckets * T + torch.arange(T, device=q.device)).argsort(-1)
-    outs, sums = zip(*(_round(q, v, order, chunk) for order in place), strict=True)
+    buckets = hashed(q.detach(), turns, factors)  # (rounds, H, T)
+    order = (buckets * T + torch.arange(T, device=q.device)).argsort(-1)
+    pad = -(-max(T, room) // chunk) * chunk - T
+    order = torch.cat([order, order.new_full((*order.shape[:2], pad), T)], -1)  # T: nobody, at the end
+    ring = [(order[r], order[r - 1][:, -chunk:]) for r in range(len(order))]
+    outs, sums = zip(*(_round(q, v, now, before) for now, before in ring), strict=True)
     weights = torch.stack(sums).softmax(0)[..., None]
     return (weights * torch.stack(outs)).sum(0).transpose(0, 1)
 
 
-def hashed(x: Tensor, turns: Tensor) -> Tensor:
-    """Return the nearest of `buckets` directions, half of them the others' opposites: (H, T, K) -> (rounds, H, T)."""
+def hashed(x: Tensor, turns: Tensor, factors: Sequence[int] = ()) -> Tensor:
+    """Return the nearest of `buckets` directions, half of them the others' opposites: (H, T, K) -> (rounds, H, T).
+
+    Several factors are hashes of their own, and the digits of one number, the lowest first.
+    """
     side = torch.einsum("htk,rhkb->rhtb", x, turns.to(x.dtype))
-    return torch.cat([side, -side], -1).argmax(-1)
+    parts = side.split([n // 2 for n in factors], -1) if factors else [side]
+    digits = [torch.cat([part, -part], -1).argmax(-1) for part in parts]
+    return sum((d * math.prod(factors[:i]) for i, d in enumerate(digits)), torch.zeros_like(digits[0]))
+
+
+def factors_for(length: int, chunk: int, context: int) -> tuple[int, ...]:
+    """Return the buckets for a text: two per chunk, a power of two; in two factors where they are many.
+
+    Where there are too many is transformers' rule: more than twice the root of the context's chunks, and twice a chunk.
+    """
+    power = max(1, (2 * (length // chunk)).bit_length() - 1)
+    if 2**power <= 2 * max(math.isqrt(context // chunk), chunk):
+        return (2**power,)
+    return 2 ** (power // 2), 2 ** (power - power // 2)
 
 
 def full(q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
@@ -46,33 +72,30 @@ def unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
 
 
-def _round(q: Tensor, v: Tensor, order: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """One round in its order (H, T): values (H, T, V), and the logarithm of the weights' sum (H, T)."""
-    H, T = order.shape
-    pad = -T % chunk
-    rows = torch.cat([order, order.new_full((H, pad), T)], 1)  # T: nobody, at the end
-    pos = rows.unflatten(1, (-1, chunk))  # (H, n, c)
+def _round(q: Tensor, v: Tensor, order: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """One round: its order (H, P), and the chunk before it (H, c) -> values (H, T, V), logarithms of sums (H, T)."""
+    T, chunk = q.shape[1], before.shape[1]
+    rows = torch.cat([before, order], 1)
+    pos = rows.unflatten(1, (-1, chunk))  # (H, 1 + n, c)
 
     def taken(x: Tensor) -> Tensor:
         return _gather(x, rows.clamp(max=T - 1)).unflatten(1, (-1, chunk))
 
-    qs, ks, vs = taken(q), taken(unit(q)), taken(v)
-    ks, vs, seen = _behind(ks, 0.0), _behind(vs, 0.0), _behind(pos[..., None], T)[..., 0]
+    qs, ks, vs = taken(q)[:, 1:], _pairs(taken(unit(q))), _pairs(taken(v))
     scores = qs @ ks.transpose(-1, -2) * q.shape[-1] ** -0.5
-    mine, theirs = pos[..., None], seen[..., None, :]
+    mine, theirs = pos[:, 1:, :, None], _pairs(pos)[..., None, :]
     scores = scores.masked_fill(mine == theirs, SELF).masked_fill((mine < theirs) | (theirs == T), float("-inf"))
     scores = torch.where((mine == T) & (theirs == T), 0.0, scores)  # nobody sees nobody: a number, and dropped
     total = scores.logsumexp(-1, keepdim=True)
     y = (scores - total).exp() @ vs
-    back = rows[:, :T].argsort(-1)
-    return _gather(y.flatten(1, 2)[:, :T], back), total.flatten(1)[:, :T].gather(1, back)
+    back = order.argsort(-1)[:, :T]
+    return _gather(y.flatten(1, 2), back), total.flatten(1).gather(1, back)
 
 
 def _gather(x: Tensor, rows: Tensor) -> Tensor:
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _behind(x: Tensor, nothing: float) -> Tensor:
-    """Put the chunk before in front of each: (H, n, c, K) -> (H, n, 2 c, K); the first has none."""
-    first = torch.full_like(x[:, :1], nothing)
-    return torch.cat([torch.cat([first, x[:, :-1]], 1), x], 2)
+def _pairs(x: Tensor) -> Tensor:
+    """Put each chunk behind the one before it: (H, 1 + n, c, ...) -> (H, n, 2 c, ...)."""
+    return torch.cat([x[:, :-1], x[:, 1:]], 2)

@@ -24,12 +24,23 @@ def strided(q: Tensor, k: Tensor, v: Tensor, scale: float, stride: int) -> Tenso
 
 def banded(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
     """Look at the last `window` positions: blocks of that many queries see their own block and the one before."""
-    T, w = q.shape[1], window
+    gap = torch.arange(window, device=q.device)[:, None] + window - torch.arange(2 * window, device=q.device)
+    return _pairs(q, k, v, (gap >= 0) & (gap < window), scale)
+
+
+def near(q: Tensor, k: Tensor, v: Tensor, scale: float, size: int) -> Tensor:
+    """Look at the own block of `size` positions and at all of the one before."""
+    own = torch.ones(size, size, dtype=torch.bool, device=q.device)
+    return _pairs(q, k, v, torch.cat([own, own.tril()], 1), scale)
+
+
+def _pairs(q: Tensor, k: Tensor, v: Tensor, ok: Tensor, scale: float) -> Tensor:
+    """Let blocks of w queries see the block before and their own as `ok` (w, 2 w) says."""
+    T, w = q.shape[1], ok.shape[0]
     q, k, v = (_padded(x, w).unflatten(1, (-1, w)) for x in (q, k, v))  # (B, n, w, H, K)
     k, v = (torch.cat([torch.cat([x[:, :1] * 0, x[:, :-1]], 1), x], 2) for x in (k, v))  # (B, n, 2 w, G, K)
     n = q.shape[1]
-    gap = torch.arange(w, device=q.device)[:, None] + w - torch.arange(2 * w, device=q.device)
-    ok = ((gap >= 0) & (gap < w)).expand(n, w, 2 * w).clone()
+    ok = ok.expand(n, w, 2 * w).clone()
     ok[0, :, :w] = False  # nothing stands before the first block
     return _blocks(q, k, v, ok, scale)[:, :T]
 

@@ -56,7 +56,7 @@ def add_critic(model: Model, plan: Added, seed: int) -> None:
         if part is not None:
             part.requires_grad_(True)
     like = next(model.parameters())
-    head = nn.Linear(model.spec.dim, 1)
+    head = nn.Linear(model.spec.out_dim, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     model.add_module("value", head.to(like.device))

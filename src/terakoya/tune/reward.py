@@ -26,7 +26,7 @@ NAME = "score.weight"  # as transformers calls it
 def add_head(model: Model, seed: int) -> None:
     """Put a trainable head on a model: `model.score`, (D,) -> 1."""
     like = next(model.parameters())
-    head = nn.Linear(model.spec.dim, 1, bias=False)
+    head = nn.Linear(model.spec.out_dim, 1, bias=False)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator(seed, NAME)) * 0.02)
     model.add_module("score", head.to(like.device))

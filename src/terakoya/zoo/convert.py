@@ -30,7 +30,9 @@ from terakoya.zoo.names import Layout, Match, Rule, placed
 from terakoya.zoo.weights import open_weights, save_weights
 
 # Buffers that old files carry and no model needs.
-PASSENGERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.attention\.(masked_)?bias|position_ids)$")
+PASSENGERS = re.compile(
+    r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|\.attention\.(masked_)?bias|position_ids|mask_value_float(16|32))$"
+)
 # Heads that tuning, or another objective, put on an encoder.
 TASKS = re.compile(r"(classifier|qa_outputs|pre_classifier|mask_predictions|lm_predictions)\b.*")
 

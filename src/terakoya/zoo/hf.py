@@ -14,6 +14,7 @@ from typing import Any
 from terakoya.config import build, dump, hints, load, override, values
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
+from terakoya.model.spec_sparse import Lsh
 from terakoya.zoo.codec import NULL, Changes, Codec, Config, Key, written
 from terakoya.zoo.layers import apply
 
@@ -130,13 +131,17 @@ def simplest(s: spec.Model) -> spec.Model:
 def _plain(block: spec.Block, dim: int) -> spec.Block:
     branches = []
     for branch in block.branches:
-        mix = tuple(_plain_attention(m, dim) if isinstance(m, spec.Attention) else m for m in branch.mix)
+        mix = tuple(_plain_mixer(m, dim) for m in branch.mix)
         branches.append(replace(branch, mix=mix))
     return spec.Block(tuple(branches))
 
 
-def _plain_attention(a: spec.Attention, dim: int) -> spec.Attention:
+def _plain_mixer(a: spec.Mixer, dim: int) -> spec.Mixer:
+    if not isinstance(a, spec.Attention | Lsh):
+        return a
     same = a.head_dim is not None and a.head_dim * a.heads == dim
+    if isinstance(a, Lsh):
+        return replace(a, head_dim=None if same else a.head_dim)
     return replace(a, kv_heads=None if a.kv_heads == a.heads else a.kv_heads, head_dim=None if same else a.head_dim)
 
 

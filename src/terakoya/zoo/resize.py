@@ -36,7 +36,11 @@ def resized(node: Any, old: int, dim: int, width: int) -> Any:
             heads = max(1, dim // width)
             return replace(node, width=_near(node.width * ratio, heads), heads=heads)
         case spec_sparse.Lsh():
-            return replace(node, heads=max(1, dim // width))
+            heads = max(1, dim // width)
+            own = None if width * heads == dim and node.head_dim is None else width
+            return replace(node, heads=heads, head_dim=own)
+        case spec_sparse.Axial():
+            return replace(node, dim=min(dim - 1, max(1, round(node.dim * ratio))))
         case spec.LinearAttention() | spec.Retention():
             return replace(node, heads=max(1, dim // width))
         case spec.GatedDelta():

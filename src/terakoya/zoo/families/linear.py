@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from terakoya.model.spec import MLP, Attention, Block, Embed, LayerNorm, RMSNorm, Window, pre
+from terakoya.model.spec import MLP, Attention, Block, Embed, Head, LayerNorm, RMSNorm, Window, pre
 from terakoya.model.spec_recurrent import (
     H3,
     S4,
@@ -16,8 +16,10 @@ from terakoya.model.spec_recurrent import (
     Rwkv7,
     Rwkv7Channel,
 )
-from terakoya.model.spec_sparse import Fixed, Lsh, Strided
+from terakoya.model.spec_sparse import Axial, Fixed, Local, Lsh, Strided
+from terakoya.zoo.codec import Act, Codec, Constant, Has, Maybe, Must, Told
 from terakoya.zoo.node import Family, Note, Size
+from terakoya.zoo.reformer import AxialShape, AxialWidths, BucketCount, Causal, Each, HeadWidth, LayerList
 
 NORM = LayerNorm()
 WIDE = MLP(3072, bias=True)
@@ -30,6 +32,16 @@ def rwkv7(heads: int, decay: int, rate: int, gate: int, value: int) -> tuple[Blo
 
 
 SPARSE = Attention(8, bias=True, out_bias=True)
+FINE = LayerNorm(1e-12)
+LOCAL, HASHED = Attention(8, reach=Local(64)), Lsh(8, rounds=2, chunk=64)
+R = "reformer.encoder.layers.{i}."
+UNREAD = ("axial_norm_std", "chunk_size_lm_head", "local_attention_probs_dropout_prob", "output_past",
+          "lsh_attention_probs_dropout_prob", "num_chunks_before", "num_chunks_after", "intermediate_size")  # fmt: skip
+ABSENT = {
+    "vocab_size": 320, "hidden_size": 256, "num_attention_heads": 12, "attention_head_size": 64, "num_hashes": 1,
+    "attn_layers": ["local", "lsh"] * 3, "feed_forward_size": 512, "max_position_embeddings": 4096,
+    "axial_pos_shape": [64, 64], "axial_pos_embds_dim": [64, 192],
+}  # fmt: skip
 
 FAMILIES = (
     Family(
@@ -78,13 +90,81 @@ FAMILIES = (
         parent="sparse-transformer",
         takes=("transformer",),
         paper="Kitaev 2020, arXiv:2001.04451",
-        proof="full attention where one chunk holds all; gradients of the layers as they stand",
         changes={
+            "dim": 512,
             "depth": 6,
             "context": 65_536,
-            "blocks": (pre(NORM, Lsh(8, buckets=64, rounds=2, chunk=128), MLP(2048, "relu", bias=True)),),
+            "blocks": tuple(pre(FINE, mix, MLP(2048, "relu", bias=True)) for mix in (LOCAL, HASHED)),
+            "embed": Embed(Axial(256, 256, 128)),
+            "norm": FINE,
+            "head": Head(tied=False, bias=True),
             "reversible": True,
         },
+        sizes={
+            "crime-and-punishment": Size(
+                2_748_224,
+                {"vocab": 320, "dim": 256, "context": 524_288, "embed.position": Axial(512, 1024, 64)}
+                | {"attention.heads": 2, "lsh.heads": 2, "attention.head_dim": 64, "lsh.head_dim": 64}
+                | {"lsh.rounds": 1, "lsh.buckets": (64, 128), "mlp.hidden": 512},
+            ),
+            "enwik8": Size(
+                149_182_722,
+                {"vocab": 258, "dim": 1024, "depth": 12, "embed.position": Axial(128, 512, 256), "mlp.hidden": 4096}
+                | {"local.size": 128, "lsh.chunk": 256, "lsh.rounds": 4, "lsh.buckets": (512,)}
+                | {"layout": (0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0)},
+            ),
+        },
+        model_type="reformer",
+        architecture="ReformerModelWithLMHead",
+        fresh=True,
+        keys={
+            "vocab_size": "vocab",
+            "hidden_size": "dim",
+            "attn_layers": LayerList({"local": {"branches.0.mix": (LOCAL,)}, "lsh": {"branches.0.mix": (HASHED,)}}),
+            "num_hidden_layers": Told("depth"),
+            "num_attention_heads": Each(("attention.heads", "lsh.heads")),
+            "attention_head_size": HeadWidth(),
+            "local_attn_chunk_length": "local.size",
+            "local_num_chunks_before": Must(1),
+            "local_num_chunks_after": Must(0),
+            "lsh_attn_chunk_length": "lsh.chunk",
+            "lsh_num_chunks_before": Must(1),
+            "lsh_num_chunks_after": Must(0),
+            "num_buckets": BucketCount(),
+            "num_hashes": "lsh.rounds",
+            "hash_seed": Maybe("lsh.seed"),
+            "feed_forward_size": "mlp.hidden",
+            "hidden_act": Act(),
+            "layer_norm_eps": "layernorm.eps",
+            "max_position_embeddings": "context",
+            "axial_pos_shape": AxialShape(),
+            "axial_pos_embds": Has("axial"),
+            "axial_pos_embds_dim": AxialWidths(),
+            "is_decoder": Causal(),
+            "pad_token_id": Constant(0),  # transformers fills chunks up with it, and hides it
+            "tie_word_embeddings": Must(False),
+        }
+        | {key: Codec() for key in UNREAD},
+        defaults=ABSENT,
+        names=(
+            ("embed.token.weight", "reformer.embeddings.word_embeddings.weight"),
+            ("embed.position.weight", "reformer.embeddings.position_embeddings.embedding.weight"),
+            ("embed.position.rows", "reformer.embeddings.position_embeddings.weights.0"),
+            ("embed.position.columns", "reformer.embeddings.position_embeddings.weights.1"),
+            ("norm.*", "reformer.encoder.layer_norm.*"),
+            ("head.weight", "lm_head.decoder.weight"),
+            ("head.bias", "lm_head.bias"),
+            ("layers.{i}.attn_pre.*", R + "attention.layer_norm.*"),
+            *(
+                (f"layers.{{i}}.attn.{a}.weight", R + f"attention.self_attention.{b}.weight")
+                for a, b in (("q", "query"), ("k", "key"), ("v", "value"), ("qk", "query_key"))
+            ),
+            ("layers.{i}.attn.o.weight", R + "attention.output.dense.weight"),
+            ("layers.{i}.mlp_pre.*", R + "feed_forward.layer_norm.*"),
+            ("layers.{i}.mlp.up.*", R + "feed_forward.dense.dense.*"),
+            ("layers.{i}.mlp.down.*", R + "feed_forward.output.dense.*"),
+        ),
+        copies={"lm_head.decoder.bias": "lm_head.bias"},
     ),
     Family(
         name="linear-attention",
