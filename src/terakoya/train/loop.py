@@ -404,6 +404,8 @@ def flops_per_token(s: spec.Model, context: int) -> float:
 
     lookups = 0 if s.head.tied else s.vocab * (s.embed.factor or s.dim)
     lookups += s.context * s.dim if isinstance(s.embed.position, spec.Learned) else 0
+    if isinstance(place := s.embed.position, spec.Axial):
+        lookups += place.rows * place.dim + place.columns * (s.dim - place.dim)
     if s.sight is not None or s.embed.entities is not None:  # texts bring no pictures, and look entities up
         bare = replace(s, depth=1, blocks=(spec.Block(()),), layout=None, share=None, encoder=None)
         beside = build(bare, device="meta")
