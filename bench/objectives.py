@@ -236,7 +236,8 @@ def heldout(task: Task, model: Model, g: Ground, plan: Plan) -> dict[str, float]
     ordinary = Signs(g.tokenizer).special
     sums, weight, blind, marks, pieces = dict[str, float](), 0.0, 0.0, 0.0, 0
     shape = g.shape(plan)
-    for i, batch in enumerate(Loader(g.heldout, rows=shape.count, context=shape.context, seed=0).evaluate()):
+    loader = Loader(g.heldout, rows=shape.count, context=shape.context, seed=0)
+    for i, batch in enumerate(loader.evaluate(spread=task.compares)):
         arranged = task.arrange(batch, -1 - i)
         found = task.loss(model, arranged)
         weight, pieces = weight + arranged.weight, pieces + len(arranged.cu) - 1

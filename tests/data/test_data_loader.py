@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,27 @@ def test_evaluation_scores_each_target_once(tmp_path: Path, style: str, world: i
     for b in heard:
         assert b.cu[-1] == len(b.tokens) == b.row_ends[-1]
         assert torch.equal(b.positions[b.cu[:-1].long()], torch.zeros(len(b.cu) - 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("context", [7, 30])
+def test_spread_evaluation_scores_each_target_once_and_takes_each_batch_from_all_over(
+    tmp_path: Path, world: int, context: int
+) -> None:
+    shards = made(tmp_path / "s", LONG[:20], shard_tokens=100)
+    loaders = [Loader(shards, rows=4, context=context, seed=0, rank=r, world=world) for r in range(world)]
+    runs = [list(loader.evaluate(spread=True)) for loader in loaders]
+    assert len({len(run) for run in runs}) == 1
+    heard = [b for batches in zip(*runs) for b in batches if b.weights.any() or b.bytes]
+    stream = shards.slice(0, shards.tokens).tolist()
+    ends = [(b.tokens.tolist(), (0, *b.row_ends)) for b in heard]
+    rows = [tokens[i:j] for tokens, at in ends for i, j in pairwise(at)]
+    inputs = stream[:-1]
+    assert sorted(rows) == sorted(inputs[i : i + context] for i in range(0, len(inputs), context))
+    assert sum(float(b.weights.sum()) for b in heard) == len(stream) - 1
+    batches = -(-len(rows) // 4)
+    first = [stream[i * batches * context :][:context] for i in range(4)]
+    assert rows[:4] == first if world == 1 else rows[0] == first[0]
 
 
 def test_documents_say_what_a_batch_holds(shards: Shards) -> None:

@@ -32,7 +32,7 @@ ENOUGH = 0.05  # of what was lost at first, or of nats where nothing else is sai
 
 CASES = (
     (Prefix(), small()), (Mlm(), small(causal=False)), (Nsp(), small(causal=False)), (Sop(), small(causal=False)),
-    (Rtd(), small(causal=False)), (Rtd(tied=True), small(causal=False)),
+    (Nsp(pool="segments"), small(causal=False)), (Rtd(), small(causal=False)), (Rtd(tied=True), small(causal=False)),
     (Permute(), small(causal=False)), (Spans(sentinels=24), both()),
     (Spans(sentinels=24), small()), (Ul2(sentinels=24), both()), (Bart(), both()), (Fim(), small()), (Mtp(), small()),
     (Distil("x", text=0.0), small(causal=False)), (Contrast(views="crops", length=16), small(causal=False)),

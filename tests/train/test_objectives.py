@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terakoya.errors import TerakoyaError
+from terakoya.model import spec
 from terakoya.train.objective import causal
 from terakoya.train.objectives import (
     Bart,
@@ -35,6 +36,7 @@ from terakoya.train.objectives.contrast import clip, info_nce, pooled
 from terakoya.train.objectives.mask import choose, corrupt
 from terakoya.train.objectives.middle import middle_last
 from terakoya.train.objectives.noise import infill, shuffled
+from terakoya.train.objectives.pair import means
 from terakoya.train.objectives.rows import Rich, dice
 from terakoya.train.objectives.signs import FIM, MODES, Signs, sentinels
 from terakoya.train.objectives.spans import cut, gaps, left_out
@@ -44,9 +46,9 @@ from tests.train.objective_fakes import TEXTS, batch_of, both, made, small, some
 
 SIGNS = Signs(tokenizer())
 PLANS: tuple[Plan, ...] = (
-    Causal(), Prefix(), Mlm(), Mlm(unit="script"), Mlm(copies=3), Nsp(), Sop(), Rtd(), Permute(), Spans(sentinels=24),
-    Ul2(sentinels=24), Bart(), Bart(noises=("mask", "delete", "rotate")), Fim(), Mtp(ahead=2), Distil("x"), Contrast(),
-    Contrast(views="crops"),
+    Causal(), Prefix(), Mlm(), Mlm(unit="script"), Mlm(copies=3), Nsp(), Nsp(pool="segments"), Sop(), Rtd(), Permute(),
+    Spans(sentinels=24), Ul2(sentinels=24), Bart(), Bart(noises=("mask", "delete", "rotate")), Fim(), Mtp(ahead=2),
+    Distil("x"), Contrast(), Contrast(views="crops"),
 )  # fmt: skip
 
 
@@ -234,9 +236,10 @@ def test_pairs_are_what_their_label_says(plan: Plan) -> None:
     assert 0.3 < sum(labels) / len(labels) < 0.7
 
 
-def test_pair_loss_by_hand() -> None:
+@pytest.mark.parametrize("plan", [Sop(), Nsp(pool="segments")], ids=name)
+def test_pair_loss_by_hand(plan: Plan) -> None:
     """A model of zeros knows nothing: log V for each masked token, and log 2 for each pair at the same total weight."""
-    task, vocab = task_of(Sop()), len(SIGNS.special)
+    task, vocab = task_of(plan), len(SIGNS.special)
     batch = task.arrange(some(), 0)
     model = task.joined(table(torch.zeros(vocab, vocab), False))
     with torch.no_grad():
@@ -244,6 +247,20 @@ def test_pair_loss_by_hand() -> None:
             p.zero_()
     expected = batch.weight * (math.log(vocab) + math.log(2))
     assert math.isclose(task.loss(model, batch).loss.item(), expected, rel_tol=1e-5)
+
+
+def test_means_of_segments_by_hand() -> None:
+    hidden = torch.tensor([[1.0, 0], [3, 0], [0, 5], [4, 4], [0, 2], [0, 4]])
+    u, v = means(hidden, torch.tensor([0, 3, 6], dtype=torch.int32), torch.tensor([0, 0, 1, 0, 1, 1]))
+    assert u.tolist() == [[2, 0], [4, 4]]
+    assert v.tolist() == [[0, 5], [0, 3]]
+
+
+def test_a_pair_head_of_the_model_reads_its_own_token() -> None:
+    s = replace(small(causal=False), pool=spec.Pooler(classes=2))
+    with pytest.raises(TerakoyaError, match="pair head reads"):
+        Nsp(pool="segments").task(tokenizer(), s, 0)
+    assert Nsp().task(tokenizer(), s, 0).companion(s) is None
 
 
 # Replaced tokens
@@ -347,8 +364,6 @@ def test_a_window_is_refused_where_the_mask_says_more() -> None:
 
 
 def spec_window():
-    from terakoya.model import spec
-
     return spec.pre(spec.RMSNorm(), spec.Attention(heads=4, position=spec.Rope(), reach=spec.Window(4)))
 
 

@@ -82,17 +82,22 @@ class Loader:
             spans += self._spans(number, self.mix.parts[part], row * self.context)
         return spans
 
-    def evaluate(self) -> Iterator[Batch]:
+    def evaluate(self, spread: bool = False) -> Iterator[Batch]:
         """Yield all sources in order, unshuffled, so that each target token is scored exactly once over all ranks.
 
         The end of a source that fills no row comes as a shorter row. Every rank yields equally many batches; one that
-        has no row left repeats a row with weights of zero.
+        has no row left repeats a row with weights of zero. `spread`: the rows of a batch come from all over the
+        source, as in training, not from one page; for objectives in which rows are held against each other.
         """
         for part in self.mix.parts:
             begins = np.arange(0, part.tokens - 1, self.context)
+            if spread:
+                batches = -(-len(begins) // self.rows)
+                begins = begins[np.argsort(np.arange(len(begins)) % batches, kind="stable")]
             share = self.rows // self.world
             for first in range(0, len(begins), self.rows):
                 mine = begins[first + self.rank * share : min(first + (self.rank + 1) * share, first + self.rows)]
+                mine = np.sort(mine)  # a shorter row comes last
                 if len(mine):
                     yield self._evaluated(part, mine)
                 else:

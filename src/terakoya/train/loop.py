@@ -385,7 +385,8 @@ def measure(
 ) -> dict[str, float]:
     """Return the mean loss of an objective on shards, and its metrics; corrupted the same way at every look."""
     sums, weight, size = {"loss": 0.0}, 0.0, 0
-    for i, batch in enumerate(Loader(shards, rows=rows.count, context=rows.context, seed=0).evaluate()):
+    loader = Loader(shards, rows=rows.count, context=rows.context, seed=0)
+    for i, batch in enumerate(loader.evaluate(spread=task.compares)):
         arranged = task.arrange(batch, -1 - i)
         size += batch.bytes
         if arranged.weight:

@@ -64,6 +64,8 @@ class Contrast(Plan):
 
 
 class _Contrasting(Task):
+    compares = True
+
     def __init__(self, plan: Contrast, tokenizer: Tokenizer, seed: int) -> None:
         super().__init__(tokenizer, seed)
         self.plan = plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ SHORTEST = 4  # tokens of a piece that is cut in two
 
 @dataclass(frozen=True)
 class _Pairs(Plan):
+    """`pool = "first"` reads the answer off [CLS], as BERT does; "segments" off the means of A and of B."""
+
+    pool: Literal["first", "segments"] = "first"
     mlm: Mlm = field(default_factory=Mlm)
 
     sorts: ClassVar[tuple[Sort, ...]] = ("encoder",)
@@ -47,7 +50,7 @@ class Nsp(_Pairs):
     rows: ClassVar[int] = 2
 
     def task(self, tokenizer: Tokenizer, s: spec.Model, seed: int) -> Task:
-        return _Follows(self.mlm, tokenizer, s, seed)
+        return _Follows(self, tokenizer, s, seed)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Sop(_Pairs):
     """Masked tokens, and whether A and B stand in their order or swapped (Lan 2019, ALBERT)."""
 
     def task(self, tokenizer: Tokenizer, s: spec.Model, seed: int) -> Task:
-        return _Swapped(self.mlm, tokenizer, s, seed)
+        return _Swapped(self, tokenizer, s, seed)
 
 
 class PairHead(nn.Module):
@@ -69,16 +72,40 @@ class PairHead(nn.Module):
         return self.pair(torch.tanh(self.dense(first)))
 
 
+class SegmentHead(nn.Module):
+    """Tell two classes apart by the means u and v of both segments: u, v (N, D) -> (N, 2).
+
+    Reads [u, v, |u - v|, u * v] (Conneau 2017, InferSent). What two texts have in common then need not be gathered in
+    [CLS] first, which a short training does not come to.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dense, self.pair = nn.Linear(4 * dim, dim), nn.Linear(dim, 2)
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        u, v = (F.rms_norm(x, x.shape[-1:]) for x in (u, v))
+        return self.pair(torch.tanh(self.dense(torch.cat([u, v, (u - v).abs(), u * v], -1))))
+
+
 class _Pairing(Masking):
     """What both have in common: [CLS] A [SEP] B [SEP], masked, with one label a pair."""
 
-    def __init__(self, plan: Mlm, tokenizer: Tokenizer, s: spec.Model, seed: int) -> None:
-        super().__init__(plan, tokenizer, seed)
-        if s.pool is not None and s.pool.classes not in (None, 0, 2):
+    def __init__(self, plan: _Pairs, tokenizer: Tokenizer, s: spec.Model, seed: int) -> None:
+        super().__init__(plan.mlm, tokenizer, seed)
+        self.pool = plan.pool
+        if s.pool is None or not s.pool.classes:
+            return
+        if s.pool.classes != 2:
             raise TerakoyaError("model.pool.classes", given=s.pool.classes, allowed="2: does B follow A or not")
+        if plan.pool != "first":
+            hint = "model.pool.classes=0 leaves it out"
+            raise TerakoyaError("objective.pool", "the model's own pair head reads [CLS]", given=plan.pool, hint=hint)
 
     def companion(self, s: spec.Model) -> nn.Module | None:
-        return None if s.pool is not None and s.pool.classes else PairHead(s.dim)
+        if s.pool is not None and s.pool.classes:
+            return None
+        return PairHead(s.dim) if self.pool == "first" else SegmentHead(s.dim)
 
     @abstractmethod
     def pair(
@@ -117,8 +144,10 @@ class _Pairing(Masking):
         masked = named(model, hidden, batch)
         if model.pool is not None and model.pool.pair is not None:
             scores = model.pool.pair(model.pool(hidden, ctx))
-        else:
+        elif self.pool == "first":
             scores = model.get_submodule(EXTRA)(hidden[batch.cu[:-1].long()])
+        else:
+            scores = model.get_submodule(EXTRA)(*means(hidden, batch.cu, given["segments"]))
         labels, weights = given["label"], given["pair_weight"]
         pair = (F.cross_entropy(scores.float(), labels, reduction="none") * weights).sum()
         right = ((scores.argmax(-1) == labels).float() * weights).sum().item()
@@ -126,7 +155,18 @@ class _Pairing(Masking):
         return Outcome(masked.loss + pair, masked.metrics | seen)
 
 
+def means(hidden: Tensor, cu: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Average both segments of each piece: hidden (T, D), cu (N+1,), segments (T,) of 0 and 1 -> (N, D), (N, D)."""
+    count = len(cu) - 1
+    owner = torch.repeat_interleave(torch.arange(count, device=hidden.device), cu.diff().long()) + count * segments
+    sums = hidden.new_zeros(2 * count, hidden.shape[1]).index_add(0, owner, hidden)
+    both = sums / torch.bincount(owner, minlength=2 * count)[:, None]
+    return both[:count], both[count:]
+
+
 class _Follows(_Pairing):
+    compares = True
+
     def pair(
         self, a: np.ndarray, b: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, int]:

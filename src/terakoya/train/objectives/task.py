@@ -26,6 +26,8 @@ EXTRA = "extra"  # the module beside the model that an objective needs and the f
 class Task(ABC):
     """An objective at work. `arrange` is a pure function of (batch, step), so resuming continues bit for bit."""
 
+    compares: ClassVar[bool] = False  # True: rows are held against each other, so those of one page are a harder test
+
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self.signs, self.seed = Signs(tokenizer), seed
 
