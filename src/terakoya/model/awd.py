@@ -1,4 +1,4 @@
-"""AWD-LSTM (Merity 2017, arXiv:1708.02182), the language model of ULMFiT, and ULMFiT's classifier.
+"""AWD-LSTM (Merity 2017, arXiv:1708.02182), the language model of ULMFiT.
 
 Four kinds of noise, all drawn from the step: whole words are dropped from the table; masks over the input, between
 layers and on the output stay the same along time; and single weights of the hidden-to-hidden products are dropped.
@@ -35,7 +35,7 @@ class Drops:
     def __post_init__(self) -> None:
         for name in ("word", "input", "layer", "output", "weight"):
             if not 0 <= getattr(self, name) < 1:
-                raise TerakoyaError(f"drops.{name}", given=getattr(self, name), allowed="0 or more, less than 1")
+                raise TerakoyaError(f"awd.drops.{name}", given=getattr(self, name), allowed="0 or more, less than 1")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class AwdPlan:
     hidden: int = 1150
     depth: int = 3
     drops: Drops = field(default_factory=Drops)
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "hidden", "depth"):
+            if getattr(self, name) < 1:
+                raise TerakoyaError(f"awd.{name}", given=getattr(self, name), allowed="1 or more")
 
     def widths(self) -> list[tuple[int, int]]:
         """Return (input, output) of each layer."""
@@ -113,22 +118,3 @@ class AwdLstm(Model):
         mask = self.noise.mask((len(ctx.cu) - 1, x.shape[1]), share, x)
         counts = torch.tensor([b - a for a, b in pairwise(ctx.cu)], device=x.device)
         return x * mask.repeat_interleave(counts, 0)
-
-
-class Classifier(nn.Module):
-    """ULMFiT's head: last state, greatest and mean of all states, two layers (Howard and Ruder 2018, section 3.3)."""
-
-    def __init__(self, dim: int, classes: int, hidden: int = 50, drop: float = 0.1) -> None:
-        super().__init__()
-        self.drop = drop
-        self.norms = nn.ModuleList([nn.BatchNorm1d(3 * dim), nn.BatchNorm1d(hidden)])
-        self.layers = nn.ModuleList([nn.Linear(3 * dim, hidden), nn.Linear(hidden, classes)])
-
-    def forward(self, x: Tensor, ctx: Context, noise: Noise) -> Tensor:
-        """Score each sequence: x (T, D) -> (N, classes)."""
-        pieces = [x[a:b] for a, b in pairwise(ctx.cu)]
-        y = torch.stack([torch.cat([p[-1], p.amax(0), p.mean(0)]) for p in pieces])
-        for i, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=True)):
-            y = layer(noise.drop(norm(y), self.drop))
-            y = y.relu() if i == 0 else y
-        return y

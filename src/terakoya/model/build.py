@@ -23,6 +23,7 @@ Role = Literal["embed", "head", "matrix", "out", "router", "norm", "bias", "scal
 # Numbers of channels, in whatever shape.
 SCALARS = frozenset("sinks u w decay mix_k mix_v mix_r turn read low write bonus".split())  # noqa: SIM905
 ENTITIES = tuple(f"embed.entity.{name}" for name in ("token", "position", "segment"))
+EMBEDS = ("embed.token", "embed.position", "embed.segment", "relative.table", *ENTITIES)
 
 
 class Starts(Protocol):
@@ -107,7 +108,7 @@ def _role(name: str, p: Tensor, norms: set[str]) -> Role:
     owner, _, leaf = name.rpartition(".")
     if owner in norms:
         return "norm"
-    if owner.endswith(("embed.token", "embed.position", "embed.segment", "relative.table", *ENTITIES)):
+    if owner == "token" or owner.endswith(EMBEDS):
         return "embed"
     if owner == "head":
         return "head" if leaf == "weight" else "bias"

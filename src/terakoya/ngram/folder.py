@@ -24,11 +24,6 @@ def config(order: int, smoothing: Smoothing, vocab: int) -> bytes:
     return (json.dumps(said, indent=2) + "\n").encode()
 
 
-def is_ngram(path: Path) -> bool:
-    """Say whether a folder holds an n-gram model."""
-    return (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == MODEL_TYPE
-
-
 def open_ngram(folder: Path) -> tuple[NGram, Tokenizer]:
     """Read a model and its tokenizer."""
     said = read_json(folder / CONFIG)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from terakoya import config, device
+from terakoya import device
 from terakoya.data import Loader, Shards
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
@@ -20,15 +20,13 @@ from terakoya.model.build import Init, initialise
 from terakoya.model.elmo import Elmo, ElmoPlan, ElmoVectors
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.bilm import bilm
-from terakoya.train.kept import CONFIG, Kept
+from terakoya.train.kept import Kept, reopened
 from terakoya.train.optim import AdamW, Optim, Optimizer
 from terakoya.train.prepare import prepare_data
 from terakoya.train.recipe import Budget, Corpus, Keep, Recipe, Rows, Vocabulary
 from terakoya.train.run import Run
 from terakoya.train.schedule import Cosine, Schedule
 from terakoya.train.step import Stepped
-from terakoya.zoo.convert import read_json
-from terakoya.zoo.weights import open_weights
 
 MODEL_TYPE = "elmo"
 log = logging.getLogger(__name__)
@@ -141,31 +139,6 @@ def said(elmo: Elmo) -> dict[str, Any]:
     return {"model_type": MODEL_TYPE, "vocab_size": elmo.spec.vocab, **asdict(elmo.plan)}
 
 
-def is_elmo(path: Path) -> bool:
-    """Say whether a folder holds ELMo."""
-    return (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == MODEL_TYPE
-
-
 def open_elmo(folder: Path) -> tuple[ElmoVectors, Tokenizer]:
     """Read a model and its tokenizer; where no task has learnt a mixture yet, the layers weigh the same."""
-    told, tokenizer = read_json(folder / CONFIG), Tokenizer.load(folder)
-    told.pop("model_type", None)
-    if (vocab := told.pop("vocab_size", None)) != tokenizer.vocab_size:
-        allowed = f"the tokenizer's {tokenizer.vocab_size}"
-        raise TerakoyaError(f"{folder / CONFIG}: vocab_size", given=vocab, allowed=allowed)
-    model = ElmoVectors(Elmo(config.build(ElmoPlan, told, place=str(folder / CONFIG)), spelt(tokenizer)))
-    weights = open_weights(folder)
-    restore(model, {name: weights.get(name) for name in weights}, str(folder))
-    return model, tokenizer
-
-
-def restore(model: ElmoVectors, weights: Mapping[str, Tensor], place: str) -> None:
-    """Copy in what `save`, or a task's run, has kept."""
-    own = model.state_dict()
-    lost = sorted(n for n in own if n not in weights and not n.startswith("mix."))
-    strange = sorted(n for n in weights if n not in own or weights[n].shape != own[n].shape)
-    if lost or strange:
-        raise TerakoyaError(
-            place, "holds other weights than its config.json says", given=", ".join((lost + strange)[:4])
-        )
-    model.load_state_dict(own | dict(weights))
+    return reopened(folder, ElmoPlan, lambda plan, tokenizer: ElmoVectors(Elmo(plan, spelt(tokenizer))))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from terakoya import config
 from terakoya.errors import TerakoyaError
+from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.loop import Loop
 from terakoya.train.run import Run
 from terakoya.zoo.convert import read_json
+from terakoya.zoo.weights import open_weights
 
 CONFIG = "config.json"
+P = TypeVar("P")
+M = TypeVar("M", bound=Model)
 
 
 @dataclass(kw_only=True)
@@ -82,3 +88,27 @@ def newest(folder: Path, kind: str, recipe: str) -> tuple[Checkpoint, dict[str, 
     if told.pop("model_type", None) != kind:
         raise TerakoyaError(str(folder), f"is no run of {kind}", hint=f"train one: terakoya train {recipe}")
     return checkpoint, told
+
+
+def reopened(folder: Path, plan: type[P], build: Callable[[P, Tokenizer], M]) -> tuple[M, Tokenizer]:
+    """Read a model's folder: settings, tokenizer, weights."""
+    told, tokenizer = read_json(folder / CONFIG), Tokenizer.load(folder)
+    told.pop("model_type", None)
+    if (vocab := told.pop("vocab_size", None)) != tokenizer.vocab_size:
+        allowed = f"the tokenizer's {tokenizer.vocab_size}"
+        raise TerakoyaError(f"{folder / CONFIG}: vocab_size", given=vocab, allowed=allowed)
+    model = build(config.build(plan, told, place=str(folder / CONFIG)), tokenizer)
+    weights = open_weights(folder)
+    restore(model, {name: weights.get(name) for name in weights}, str(folder))
+    return model, tokenizer
+
+
+def restore(model: Model, weights: Mapping[str, Tensor], place: str) -> None:
+    """Copy in what `save`, or a task's run, has kept; a mixture that no task has learnt yet may be missing."""
+    own = model.state_dict()
+    lost = sorted(n for n in own if n not in weights and not n.startswith("mix."))
+    strange = sorted(n for n in weights if n not in own or weights[n].shape != own[n].shape)
+    if lost or strange:
+        given = ", ".join((lost + strange)[:4])
+        raise TerakoyaError(place, "holds other weights than its config.json says", given=given)
+    model.load_state_dict(own | dict(weights))

@@ -27,7 +27,7 @@ from terakoya.tokenizer import Tokenizer
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.objective import causal
 from terakoya.train.objectives import EXTRA, Causal, Task, Taught
-from terakoya.train.optim import Optimizer
+from terakoya.train.optim import Optimizer, Stepping
 from terakoya.train.recipe import Budget, Keep, Recipe, resolve
 from terakoya.train.run import Lines, Run
 from terakoya.train.schedule import Schedule, factor
@@ -77,7 +77,7 @@ class Loop(ABC):
 
     run: Run
     model: Model
-    optimizer: Optimizer
+    optimizer: Stepping
     place: device.Device
     objective: Objective = causal
     start: int = 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,17 @@ def _shares(kind: str, **given: tuple[float, ...]) -> None:
 
 
 Optim = AdamW | Muon
+
+
+class Stepping(Protocol):
+    """What a step and a checkpoint ask of an optimiser."""
+
+    names: dict[nn.Parameter, str]
+
+    def zero(self) -> None: ...
+    def step(self, factor: float) -> None: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 class Optimizer:

@@ -11,7 +11,7 @@ import torch
 from terakoya.data.batch import Batch
 from terakoya.model.model import Model
 from terakoya.train.objective import Outcome
-from terakoya.train.optim import Optimizer
+from terakoya.train.optim import Stepping
 
 Objective = Callable[[Model, Batch], Outcome]
 
@@ -51,7 +51,7 @@ def step(
     model: Model,
     micros: Sequence[Batch],
     objective: Objective,
-    optimizer: Optimizer,
+    optimizer: Stepping,
     *,
     factor: float,
     clip: float | None = 1.0,

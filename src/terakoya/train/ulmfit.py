@@ -1,47 +1,56 @@
-"""What ULMFiT trains with: NT-ASGD, penalties of AWD-LSTM, slanted triangles, rates by layer, gradual unfreezing."""
+"""What AWD-LSTM and ULMFiT learn by: penalties on states, rates by layer, layers that wake one after another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from terakoya.config import kind
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.awd import AwdLstm
 from terakoya.model.model import Model
 from terakoya.train.objective import Outcome, context_of, cross_entropy
+from terakoya.train.objectives import EXTRA
+from terakoya.train.optim import AdamW
+
+LAYERS = ("layers", "back")  # lists of layers, by the name of the list
+BEHIND = ("norm", "head", "pool", "mix")  # what reads the last layer
 
 
-def slanted(step: int, steps: int, cut: float = 0.1, ratio: float = 32.0) -> float:
-    """Return the share of the peak rate: up during the first `cut` of the steps, then down to 1 / ratio.
+def groups(model: Model) -> list[list[str]]:
+    """Return the names of parameters by depth: words, each layer, and what a task has put on the model.
 
-    Howard and Ruder 2018 (arXiv:1801.06146), equation 3.
+    What stands behind the layers goes with the last of them: for AWD-LSTM the bias of its head, tied to the words.
     """
-    top = max(1, math.floor(steps * cut))
-    p = step / top if step < top else 1 - (step - top) / (top * (1 / cut - 1))
-    return (1 + max(p, 0.0) * (ratio - 1)) / ratio
+    names = [name for name, _ in model.named_parameters()]
+    last = max((at for name in names if (at := _layer(name)) is not None), default=0)
+    found: dict[int, list[str]] = {}
+    for name in names:
+        first, at = name.partition(".")[0], _layer(name)
+        behind = last + 1 if first == EXTRA else last if first in BEHIND else 0
+        found.setdefault(behind if at is None else at, []).append(name)
+    return [found[at] for at in sorted(found)]
 
 
-def groups(model: AwdLstm) -> list[list[str]]:
-    """Return the names of parameters by depth: words, each LSTM, and a child named "classifier" where there is one.
-
-    The language model's own head is tied to the words; its bias goes with the last LSTM.
-    """
-    depth = len(model.layers)
-    found: list[list[str]] = [[] for _ in range(depth + 2)]
-    for name, _ in model.named_parameters():
-        first, _, rest = name.partition(".")
-        place = {"token": 0, "head": depth, "classifier": depth + 1}
-        found[place[first] if first in place else 1 + int(rest.partition(".")[0])].append(name)
-    return [group for group in found if group]
+def _layer(name: str) -> int | None:
+    """Return the number of a parameter's layer, from 1; None where it is in none."""
+    parts = name.split(".")
+    return next((int(n) + 1 for of, n in pairwise(parts) if of in LAYERS and n.isdigit() and parts[0] != EXTRA), None)
 
 
-def discriminative(order: list[list[str]], decay: float = 2.6) -> dict[str, float]:
+def by_layer(model: Model, optim: object, decay: float) -> dict[str, float]:
     """Return what each parameter's rate is multiplied with: 1 at the top, 1 / decay a group further down (§3.2)."""
+    if not 1 <= decay < math.inf:
+        raise TerakoyaError("decay", given=decay, allowed="1 or more")
+    if decay == 1:
+        return {}
+    if not isinstance(optim, AdamW):
+        raise TerakoyaError("decay", "rates by layer are AdamW's", given=kind(optim), allowed="optim.kind=adamw")
+    order = groups(model)
     return {name: decay ** (i + 1 - len(order)) for i, group in enumerate(order) for name in group}
 
 
@@ -54,10 +63,10 @@ def unfreeze(model: nn.Module, order: list[list[str]], epoch: int) -> None:
             p.grad = None
 
 
-def awd(model: Model, batch: Batch, alpha: float = 2.0, beta: float = 1.0) -> Outcome:
+def awd(model: Model, batch: Batch, ar: float = 2.0, tar: float = 1.0) -> Outcome:
     """Return the language model's loss with AR and TAR (Merity 2017, section 4.4), both times Σ w.
 
-    alpha times the mean square of the masked top states, beta times that of the unmasked ones' change along time.
+    ar times the mean square of the masked top states, tar times that of the unmasked ones' change along time.
     """
     assert isinstance(model, AwdLstm)
     plain, masked = model.states(batch.tokens, context_of(batch))
@@ -67,82 +76,5 @@ def awd(model: Model, batch: Batch, alpha: float = 2.0, beta: float = 1.0) -> Ou
     inside = torch.ones(len(plain), dtype=torch.bool, device=plain.device)
     inside[batch.cu[:-1].long()] = False
     change = (plain - plain.roll(1, 0))[inside]
-    extra = alpha * masked.pow(2).mean() + (beta * change.pow(2).mean() if len(change) else 0.0)
+    extra = ar * masked.pow(2).mean() + (tar * change.pow(2).mean() if len(change) else 0.0)
     return Outcome(loss + extra * batch.weights.sum(), {"nats": loss.item()})
-
-
-@dataclass(frozen=True)
-class NtAsgdPlan:
-    """Merity's values: rate 30 after clipping at 0.25, and five checks of patience."""
-
-    lr: float = 30.0
-    weight_decay: float = 1.2e-6
-    patience: int = 5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf or self.patience < 1:
-            raise TerakoyaError(
-                "ntasgd", given=f"lr={self.lr}, patience={self.patience}", allowed="lr > 0, patience >= 1"
-            )
-
-
-class NtAsgd:
-    """SGD that begins to average once the held-out loss has stopped falling (Merity 2017, algorithm 1).
-
-    `observe` takes the held-out losses; after the trigger `average` holds the mean of all weights since. The state is a
-    flat table of tensors, as that of `train.optim.Optimizer`, and takes the same place in a step.
-    """
-
-    def __init__(self, model: nn.Module, plan: NtAsgdPlan = NtAsgdPlan()) -> None:
-        self.plan = plan
-        self.names = {p: name for name, p in model.named_parameters()}
-        self.average = {p: p.detach().clone() for p in self.names}
-        self.losses: list[float] = []
-        self.count = 0  # steps averaged; 0: not triggered yet
-        self.averaging = False
-
-    def zero(self) -> None:
-        """Forget the gradients."""
-        for p in self.names:
-            p.grad = None
-
-    @torch.no_grad()
-    def step(self, factor: float) -> None:
-        """Move every parameter down its gradient, and its average after it."""
-        self.count += self.averaging
-        for p in self.names:
-            if p.grad is not None:
-                p.sub_(p.grad + self.plan.weight_decay * p, alpha=self.plan.lr * factor)
-            if self.averaging:
-                self.average[p].add_(p - self.average[p], alpha=1 / self.count)
-
-    def observe(self, loss: float) -> bool:
-        """Take a held-out loss; True where averaging begins with it: none of the last `patience` was the best."""
-        old = self.losses[: max(0, len(self.losses) - self.plan.patience)]
-        begins = not self.averaging and bool(old) and loss > min(old)
-        self.losses.append(loss)
-        self.averaging |= begins
-        return begins
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange weights and averages, to score or save the averages; a second call undoes it."""
-        if self.count:
-            for p, mean in self.average.items():
-                p.data, self.average[p] = mean, p.data.clone()
-
-    def state(self) -> dict[str, Tensor]:
-        """Return every state tensor by name."""
-        kept = {f"average/{self.names[p]}": mean for p, mean in self.average.items()}
-        numbers = [float(self.averaging), float(self.count), *self.losses]
-        return kept | {"numbers": torch.tensor(numbers, dtype=torch.float64)}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        wanted = {f"average/{name}" for name in self.names.values()} | {"numbers"}
-        if wanted != set(state):
-            raise TerakoyaError("optimizer state", "is of another model", given=sorted(set(state) ^ wanted)[:4])
-        for p, name in self.names.items():
-            self.average[p] = state[f"average/{name}"].clone()
-        averaging, count, *self.losses = state["numbers"].tolist()
-        self.averaging, self.count = bool(averaging), int(count)

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from terakoya import config
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
+from terakoya.model.awd import AwdLstm
 from terakoya.model.build import generator
 from terakoya.model.context import Packed
 from terakoya.model.model import Model
+from terakoya.model.noise import Noise
 from terakoya.train.objectives.contrast import pooled
+from terakoya.tune.heads.deep import Deep
 from terakoya.tune.heads.kinds import Choose, Classify, Extract, Kind, Pool, Regress, Tag, Translate
 from terakoya.zoo import convert
 from terakoya.zoo.weights import open_weights
@@ -37,13 +40,16 @@ class Card:
 class Head(nn.Module):
     """Scores from vectors; nothing to learn where the vector itself is the answer."""
 
-    def __init__(self, card: Card, dim: int) -> None:
+    def __init__(self, card: Card, dim: int, noise: Noise) -> None:
         super().__init__()
-        self.card = card
+        self.card, self.noise = card, noise
         outputs = {Classify: len(card.labels), Choose: 1, Regress: 1, Tag: len(card.labels), Extract: 2}
         bare = isinstance(card.kind, Choose) and card.kind.read == "apart"
         count = 0 if bare else outputs.get(type(card.kind), 0)  # Embed and Translate: the model itself is all
-        self.out = nn.Linear(dim, count) if count else None
+        wide = 3 * dim if getattr(card.kind, "pool", "") == "concat" else dim
+        self.out: nn.Linear | Deep | None = nn.Linear(wide, count) if count else None
+        if isinstance(card.kind, Classify) and card.kind.hidden:
+            self.out = Deep((wide, card.kind.hidden, count), card.kind.drop, noise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score: x (N, D) -> (N, C)."""
@@ -55,8 +61,10 @@ class Head(nn.Module):
 def attach(model: Model, card: Card, seed: int) -> Head:
     """Put a fresh head on a model, of which nothing depends on anything but the seed."""
     check(model.spec, card.kind)
-    head = Head(card, model.spec.dim)
-    if head.out is not None:
+    head = Head(card, model.spec.out_dim, model.noise if isinstance(model, AwdLstm) else Noise())
+    if isinstance(head.out, Deep):
+        head.out.start(seed)
+    elif head.out is not None:
         head.out.weight.copy_(torch.randn(head.out.weight.shape, generator=generator(seed, "head")) * 0.02)
         head.out.bias.zero_()
     model.add_module(NAME, head.to(next(model.parameters()).device))
@@ -81,11 +89,14 @@ def head_of(model: Model) -> Head:
 
 
 def vectors(model: Model, hidden: Tensor, ctx: Packed, pool: Pool) -> Tensor:
-    """Make one vector of each piece: hidden (T, D) -> (N, D)."""
+    """Make one vector of each piece: hidden (T, D) -> (N, D), or (N, 3D) where three are joined."""
     if pool == "pooler":
         assert model.pool is not None
         return model.pool(hidden, ctx)
-    return pooled(hidden, torch.tensor(ctx.cu, device=hidden.device), pool)
+    cu = torch.tensor(ctx.cu, device=hidden.device)
+    if pool == "concat":
+        return torch.cat([pooled(hidden, cu, "last"), pooled(hidden, cu, "max"), pooled(hidden, cu, "mean")], 1)
+    return pooled(hidden, cu, pool)
 
 
 # Files: head.json says what it is, head.safetensors holds the layer; the model's folder beside them stays a plain one.
@@ -110,8 +121,8 @@ def open_head(folder: Path, model: Model) -> Head:
     if head.out is not None:
         weights = open_weights(folder)
         with torch.no_grad():
-            for name, p in head.named_parameters():
-                if name not in weights or weights.shape(name) != tuple(p.shape):
-                    raise TerakoyaError(str(folder), f"holds no {name} of shape {tuple(p.shape)}")
-                p.copy_(weights.get(name))
+            for name, own in head.state_dict().items():
+                if name not in weights or weights.shape(name) != tuple(own.shape):
+                    raise TerakoyaError(str(folder), f"holds no {name} of shape {tuple(own.shape)}")
+                own.copy_(weights.get(name))
     return head

@@ -7,14 +7,26 @@ from typing import Literal
 
 from terakoya.errors import TerakoyaError
 
-Pool = Literal["first", "mean", "max", "last", "pooler"]
+Pool = Literal["first", "mean", "max", "last", "pooler", "concat"]
+"""How the vectors of a text become one; `concat`: last, greatest and mean side by side (Howard and Ruder 2018)."""
 
 
 @dataclass(frozen=True)
 class Classify:
-    """One of the labels for a text or a pair of texts (Devlin 2018, §4.1): JNLI."""
+    """One of the labels for a text or a pair of texts (Devlin 2018, §4.1): JNLI.
+
+    With `pool = "concat"` and a `hidden` layer it is ULMFiT's classifier (Howard and Ruder 2018, §3.3).
+    """
 
     pool: Pool = "mean"
+    hidden: int = 0  # width of a layer between, with batch normalisation; 0: none
+    drop: float = 0.1  # dropped before each of both layers, where there is one between
+
+    def __post_init__(self) -> None:
+        if self.hidden < 0:
+            raise TerakoyaError("head.hidden", given=self.hidden, allowed="0 or more")
+        if not 0 <= self.drop < 1:
+            raise TerakoyaError("head.drop", given=self.drop, allowed="0 or more, less than 1")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class Fit:
     head: Kind = field(default_factory=Classify)
     data: Source = field(default_factory=Source)
     probe: bool = False  # True: the model stays as it is and only the head learns (a linear probe)
+    gradual: bool = False  # True: at first only the head learns, then a layer more at each epoch, from the top
+    decay: float = 1.0  # the rate is divided by it from each layer to the one below (2.6: Howard and Ruder 2018)
     rows: Rows = field(default_factory=lambda: Rows(count=16, context=128))  # count: examples of a step
     budget: Budget = field(default_factory=lambda: Budget(epochs=3.0))
     optim: Optim = field(default_factory=lambda: AdamW(lr=3e-4, betas=(0.9, 0.999), weight_decay=0.01))
@@ -39,6 +41,8 @@ class Fit:
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
             raise TerakoyaError("clip", given=self.clip, allowed="more than 0, or none")
+        if self.probe and (self.gradual or self.decay != 1):
+            raise TerakoyaError("probe", "leaves the layers as they are", hint="leave out gradual and decay")
         if self.rows.micro > 1 and getattr(self.head, "loss", "") == "contrast":
             raise TerakoyaError(
                 "rows.micro", "a contrast compares all rows of a step", given=self.rows.micro, allowed=1

@@ -13,13 +13,15 @@ from terakoya.errors import TerakoyaError
 from terakoya.model.build import parameters
 from terakoya.model.elmo import ElmoVectors
 from terakoya.tokenizer import Tokenizer
-from terakoya.train import elmo
+from terakoya.train import own
 from terakoya.train.checkpoint import Checkpoint
-from terakoya.train.kept import CONFIG, written
+from terakoya.train.kept import CONFIG, restore, written
 from terakoya.train.loop import Loop, bare, flops_per_token
 from terakoya.train.optim import Optimizer
 from terakoya.train.run import Run
 from terakoya.train.step import Stepped
+from terakoya.train.ulmfit import by_layer, groups, unfreeze
+from terakoya.tune.heads.deep import Deep
 from terakoya.tune.heads.head import attach, described, head_of
 from terakoya.tune.heads.recipe import Fit
 from terakoya.tune.heads.work import Headed
@@ -46,16 +48,20 @@ class Fitter(Loop):
         return self.recipe.budget.counted(self.work.steps_per_epoch)
 
     def batches(self, step: int) -> Sequence[Batch]:
+        head_of(self.model).noise.begin(self.recipe.seed, step)
+        if self.recipe.gradual:
+            unfreeze(self.model, groups(self.model), step // self.work.steps_per_epoch)
         return self.work.batch(step).split(self.recipe.rows.micro)
 
     def look(self, limit: int | None) -> dict[str, float]:
+        head_of(self.model).noise.end()
         return {f"heldout_{n}": v for n, v in self.work.look(self.model, self.place.name, limit).items()}
 
     def row(self, done: int, result: Stepped, micros: Sequence[Batch]) -> dict[str, Any]:
         return {"loss": result.loss, "tokens": sum(len(m.tokens) for m in micros)}
 
     def flops_per_token(self) -> float:
-        if isinstance(self.model, ElmoVectors):
+        if own.said(self.model) is not None:
             return 0.0
         return flops_per_token(self.model.spec, self.recipe.rows.context) * (1 / 3 if self.recipe.probe else 1)
 
@@ -63,18 +69,17 @@ class Fitter(Loop):
         """Write a checkpoint: a plain model folder, the head beside it, the optimiser."""
         model, family = bare(self.model), self.loaded.family
         head = head_of(self.model)
-        weights = model.state_dict() if isinstance(model, ElmoVectors) else convert.tensors(model, family)
+        told = own.said(model)
+        weights = convert.tensors(model, family) if told is None else model.state_dict()
         tensors = {
             "model/model": {n: t.contiguous().cpu() for n, t in weights.items()},
             "optimizer": {n: t.cpu() for n, t in self.optimizer.state().items()},
         }
         extra = {"head/head.json": described(head.card)}
-        if parts := {n: p.detach().cpu() for n, p in head.named_parameters()}:
+        if parts := {n: t.detach().cpu() for n, t in head.state_dict().items()}:
             tensors["head/model"] = parts
-        if isinstance(model, ElmoVectors):
-            files = {CONFIG: written(elmo.said(model.elmo))}
-        else:
-            files = convert.config_files(Loaded(model, self.tokenizer, family, self.loaded.config))
+        loaded = Loaded(model, self.tokenizer, family, self.loaded.config)
+        files = convert.config_files(loaded) if told is None else {CONFIG: written(told)}
         extra |= {f"model/{name}": data for name, data in files.items()}
         extra |= {f"model/{p.name}": p.read_bytes() for p in sorted(self.run.tokenizer.iterdir()) if p.is_file()}
         meta = {"step": done, "skipped": self.skipped, "data": self.work.fingerprint, "family": family}
@@ -88,15 +93,14 @@ class Fitter(Loop):
         if checkpoint.meta.get("data") != self.work.fingerprint:
             raise TerakoyaError(str(checkpoint.path), "was trained on other examples, or in another order")
         weights = checkpoint.tensors("model/model")
-        if isinstance(model := bare(self.model), ElmoVectors):
-            elmo.restore(model, weights, str(checkpoint.path))
+        model = bare(self.model)
+        if own.said(model) is not None:
+            restore(model, weights, str(checkpoint.path))
         else:
             filled = convert.restored(model.spec, self.loaded.family, weights, str(checkpoint.path))
             model.load_state_dict(filled.state_dict())
-        if parts := dict(head_of(self.model).named_parameters()):
-            kept = checkpoint.tensors("head/model")
-            for name, p in parts.items():
-                p.data.copy_(kept[name])
+        if (head := head_of(self.model)).out is not None:
+            head.load_state_dict(checkpoint.tensors("head/model"))
         self.optimizer.load(checkpoint.tensors("optimizer"))
         self.start = checkpoint.step
         skipped = checkpoint.meta.get("skipped", 0)
@@ -117,8 +121,13 @@ def prepare(run: Run, recipe: Fit, loaded: Loaded) -> Fitter:
         loaded.tokenizer.save(run.tokenizer)
     model = loaded.model.to(place.name)
     head = attach(model, work.card, recipe.seed)
-    if recipe.probe and head.out is None:
-        raise TerakoyaError("probe", "an embedding has no layer of its own that could learn")
+    if (recipe.probe or recipe.gradual) and head.out is None:
+        problem = "an embedding has no layer of its own that could learn"
+        raise TerakoyaError("probe" if recipe.probe else "gradual", problem)
+    if isinstance(head.out, Deep) and recipe.rows.count < 2 * recipe.rows.micro:
+        given, allowed = recipe.rows.count, f"{2 * recipe.rows.micro} or more: batch normalisation compares examples"
+        raise TerakoyaError("rows.count", given=given, allowed=allowed)
+    gains = by_layer(model, recipe.optim, recipe.decay)
     if recipe.probe:
         beside = set(head.parameters()) | (set(model.mix.parameters()) if isinstance(model, ElmoVectors) else set())
         for p in parameters(model).values():
@@ -126,8 +135,8 @@ def prepare(run: Run, recipe: Fit, loaded: Loaded) -> Fitter:
     if not (run.folder / "environment.json").exists():
         run.write_json("environment.json", device.environment())
     fitter = Fitter(
-        run=run, model=model, optimizer=Optimizer(model, recipe.optim), place=place, objective=work.loss,
-        recipe=recipe, work=work, loaded=loaded, tokenizer=loaded.tokenizer,
+        run=run, model=model, optimizer=Optimizer(model, recipe.optim, gains), place=place,
+        objective=work.loss, recipe=recipe, work=work, loaded=loaded, tokenizer=loaded.tokenizer,
     )  # fmt: skip
     if not run.resolved.exists():
         run.write("resolved.toml", config.dump(replace(recipe, budget=Budget(steps=fitter.steps))))

@@ -125,7 +125,7 @@ NODES = (
             "言語モデルを事前学習し、課題の文章、そして課題へと調整する",
         ),
         paper="Howard and Ruder 2018, arXiv:1801.06146",
-        train="train.ulmfit on model.awd.AwdLstm",
+        train="terakoya train recipes/awd-ja-nano.toml",
         proof=Note(
             "torch.nn.LSTM with the same weights dropped; the papers' formulas",
             "同じ重みを落とした torch.nn.LSTM、論文の式",
