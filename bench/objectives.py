@@ -8,10 +8,13 @@ is not run again, so that a long comparison can be done in parts (--only mlm --o
 "untrained" is the same network with its first weights.
 
 The settings are those with which three minutes are enough. 1024 pieces: of 4096, most have been seen too seldom by then
-to be told from others. A rotary base of 100: that of 10,000 is for thousands of tokens, and a row has 96. Pairs of
-sentences give one answer a row, so theirs are rows of 32 tokens, three times as many.
+to be told from others. A rotary base of 100: that of 10,000 is for thousands of tokens, and a row has 96. Whether two
+halves were swapped is seen in 32 tokens, of which there are three times as many rows; whether they belong together is
+seen by the words they share, and takes 128.
 
-Two views of one text are alike before anything is learnt, so a contrast is also scored with its first weights.
+Two views of one text are alike before anything is learnt, so a contrast is also scored with its first weights; AdamW at
+a low rate improves them, while Muon, or AdamW at ten times the rate, first undoes them. Entities are the most frequent
+words of two or more kanji or three or more katakana; their baseline knows how often each stands in the training text.
 
 The baseline of an objective whose answers hold marks (spans, UL2) is given the marks for nothing: "baseline_loss". What
 frequencies alone can do must also say where a gap ends; "blind_loss" counts that too.
@@ -25,8 +28,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +57,7 @@ from terakoya.train.objectives import (
     Causal,
     Contrast,
     Distil,
+    Entity,
     Fim,
     Mlm,
     Mtp,
@@ -66,6 +72,7 @@ from terakoya.train.objectives import (
     Taught,
     Ul2,
 )
+from terakoya.train.objectives.entity import RESERVED
 from terakoya.train.objectives.rows import Rich
 from terakoya.train.objectives.signs import Signs
 from terakoya.train.optim import AdamW, Muon, Optimizer
@@ -78,14 +85,17 @@ from terakoya.tune.heads.work import Headed, Source
 
 PLANS: dict[str, Plan] = {
     "causal": Causal(), "prefix": Prefix(), "fim": Fim(), "mtp": Mtp(), "mlm": Mlm(), "mlm-words": Mlm(unit="script"),
-    "mlm-static": Mlm(copies=10), "nsp": Nsp(), "sop": Sop(), "rtd": Rtd(), "permute": Permute(), "spans": Spans(),
-    "ul2": Ul2(), "bart": Bart(), "contrast": Contrast(), "crops": Contrast(views="crops"), "distil": Distil("mlm"),
-    "t5": Spans(), "rtd-tied": Rtd(tied=True, weight=5.0),
+    "mlm-static": Mlm(copies=10), "nsp": Nsp(pool="segments"), "nsp-cls": Nsp(), "sop": Sop(), "rtd": Rtd(),
+    "rtd-tied": Rtd(tied=True, weight=5.0), "permute": Permute(), "spans": Spans(), "t5": Spans(), "ul2": Ul2(),
+    "bart": Bart(), "contrast": Contrast(), "crops": Contrast(views="crops", dropout=0.0), "distil": Distil("mlm"),
 }  # fmt: skip
 LEFTWARD = ("causal", "fim", "mtp", "prefix", "spans", "ul2", "bart")  # stacks that write: causal attention
 DOUBLE = ("t5",)  # an encoder and a decoder, of half the layers each
 THETA = 100.0  # of the rotary positions
-SHORTER = 3  # rows of pairs are so much shorter, and there are so many more of them
+SHORTER = 3  # rows of swapped halves are so much shorter, and there are so many more of them
+LOW = 1e-4  # rate of a contrast
+FOLLOWS = Rows(24, 128)  # of halves that may come from two texts
+WORDS, NAMES = re.compile(r"[一-龠々]{2,4}|[ァ-ヴー]{3,}"), 256  # what stands for entities, and how many
 
 
 @dataclass(frozen=True)
@@ -97,12 +107,20 @@ class Ground:
     heldout: Shards
     counts: np.ndarray  # of the training tokens
     rows: Rows  # of a step
+    names: Counter[str]  # entities, and how often each stands in the training text
+
+    def plan(self, name: str) -> Plan:
+        return Entity(tuple(self.names), share=0.5) if name == "entity" else PLANS[name]
 
     def shape(self, plan: Plan) -> Rows:
-        """Return the rows of a step: about as many tokens for all."""
-        if isinstance(plan, Nsp | Sop):
-            return Rows(self.rows.count * SHORTER, self.rows.context // SHORTER)
-        return self.rows
+        """Return the rows of a step: about as many tokens for all but one."""
+        match plan:
+            case Nsp():
+                return FOLLOWS
+            case Sop():
+                return Rows(self.rows.count * SHORTER, self.rows.context // SHORTER)
+            case _:
+                return self.rows
 
 
 def texts(folder: Path, limit: int, names: str) -> Iterator[Document]:
@@ -127,7 +145,10 @@ def ground(args: argparse.Namespace) -> Ground:
             build_shards(texts(folder, limit, files), tokenizer, out / name)
     train, heldout = (Shards.open(out / name, tokenizer.hash()) for name in ("train", "heldout"))
     counts = np.bincount(np.asarray(train.slice(0, train.tokens)), minlength=tokenizer.vocab_size)
-    return Ground(tokenizer, train, heldout, counts, Rows(args.rows, args.context))
+    found = Counter(m[0] for d in texts(folder, args.bytes, "ja_aozora.train.*") for m in WORDS.finditer(d.text))
+    return Ground(
+        tokenizer, train, heldout, counts, Rows(args.rows, args.context), Counter(dict(found.most_common(NAMES)))
+    )
 
 
 def stack(vocab: int, name: str) -> spec.Model:
@@ -135,6 +156,10 @@ def stack(vocab: int, name: str) -> spec.Model:
     attention = spec.Attention(heads=4, causal=name in LEFTWARD, position=spec.Rope(THETA))
     norm, ffn = spec.RMSNorm(), spec.MLP(352, act="silu", gated=True)
     block, dim, depth, context = spec.pre(norm, attention, ffn), 128, 4, 512
+    if name == "entity":  # LUKE's attention; where an entity is named is told by learnt positions
+        block = spec.pre(norm, replace(attention, position=None, aware=True), ffn)
+        embed = spec.Embed(position=spec.Learned(), entities=spec.Entities(NAMES + RESERVED, 48))
+        return spec.Model(vocab, dim, depth, context, blocks=(block,), embed=embed)
     if name not in DOUBLE:
         return spec.Model(vocab, dim, depth, context, blocks=(block,))
     encoder = spec.Model(vocab, dim, depth // 2, context, blocks=(block,), head=spec.Head(scores="nothing"))
@@ -200,13 +225,15 @@ def resume(place: Path, model: Model, optimizer: Optimizer) -> tuple[float, int,
 
 def pretrained(name: str, g: Ground, args: argparse.Namespace) -> tuple[Model, Task, dict[str, Any]]:
     """Train until the FLOPs are spent, or to the end of a slice."""
-    plan, seed = PLANS[name], args.seed
+    plan, seed = g.plan(name), args.seed
     s = stack(g.tokenizer.vocab_size, name)
     task = plan.task(g.tokenizer, s, seed)
     if isinstance(task, Taught):
         task.teach(kept("mlm", g, args), g.tokenizer)
     model = initialise(task.joined(build(s)), seed, Init())
-    optimizer = Optimizer(model, Muon() if args.optim == "muon" else AdamW(args.lr, (0.9, 0.98), weight_decay=0.01))
+    gentle = AdamW(LOW, (0.9, 0.98), weight_decay=0.01)
+    usual = Muon() if args.optim == "muon" else replace(gentle, lr=args.lr)
+    optimizer = Optimizer(model, gentle if isinstance(plan, Contrast) else usual)
     loader = Loader(g.train, rows=g.shape(plan).count, context=g.shape(plan).context, seed=seed)
     first = {"first_weights": heldout(task, model, g, plan)} if isinstance(plan, Contrast) else {}
     place = Path(args.out) / "weights" / f"{name}.safetensors"
@@ -234,7 +261,7 @@ def heldout(task: Task, model: Model, g: Ground, plan: Plan) -> dict[str, float]
     """Score the objective on held-out text, beside what knowing only frequencies would give."""
     p = (g.counts + 1.0) / (g.counts + 1.0).sum()
     ordinary = Signs(g.tokenizer).special
-    sums, weight, blind, marks, pieces = dict[str, float](), 0.0, 0.0, 0.0, 0
+    sums, weight, blind, marks, pieces, unnamed = dict[str, float](), 0.0, 0.0, 0.0, 0, np.zeros(2)
     shape = g.shape(plan)
     loader = Loader(g.heldout, rows=shape.count, context=shape.context, seed=0)
     for i, batch in enumerate(loader.evaluate(spread=task.compares)):
@@ -243,15 +270,20 @@ def heldout(task: Task, model: Model, g: Ground, plan: Plan) -> dict[str, float]
         weight, pieces = weight + arranged.weight, pieces + len(arranged.cu) - 1
         for key, value in {"loss": found.loss.item(), **found.metrics}.items():
             sums[key] = sums.get(key, 0.0) + value
+        if isinstance(plan, Entity):
+            unnamed += _by_frequency(arranged, g.names)
         named = arranged.weights.numpy() != 0
         targets = arranged.targets.numpy()[named]
         text = ~ordinary[targets]
         counted = arranged.weights.numpy()[named]
         blind += float(-(np.log(p[targets]) * counted * text).sum())  # marks are given away
         marks += float(counted[~text].sum())
-        if i >= 24:
+        if i >= 24 and not isinstance(plan, Entity):  # there are few entities
             break
     said = {key: value / weight for key, value in sums.items()} | {"pieces": float(pieces)}
+    if isinstance(plan, Entity):
+        nats, right = (unnamed / weight).tolist()
+        said |= {"baseline_entity_loss": nats, "baseline_entity_accuracy": right}
     return said | _baselines(plan, said, blind / weight, marks / weight, pieces / weight)
 
 
@@ -267,10 +299,20 @@ def _baselines(plan: Plan, said: dict[str, float], blind: float, marks: float, p
             return {"baseline_retrieval": 1 / said["texts"]}
         case Distil():
             return {"baseline_text_loss": blind}
+        case Entity():
+            return {"baseline_mlm_loss": blind}
         case Mtp():  # no module guesses the first token of a row
             return {"baseline_next_loss": blind, "baseline_ahead_1_loss": blind * (1 - pieces)}
         case _:
             return {"baseline_loss": blind, "blind_loss": blind + _entropy(marks)}
+
+
+def _by_frequency(batch: Batch, names: Counter[str]) -> np.ndarray:
+    """Score the hidden entities of a step by how often each name stands in the training text: nats, and hits."""
+    assert isinstance(batch, Rich)
+    answer, asked = batch["answer"].numpy() - RESERVED, batch["asked"].numpy()
+    p = np.array(list(names.values())) + 1.0
+    return np.array([-(np.log(p / p.sum())[answer] * asked).sum(), ((answer == p.argmax()) * asked).sum()])
 
 
 def _entropy(p: float) -> float:
@@ -317,7 +359,7 @@ def one(name: str, g: Ground, args: argparse.Namespace, row: dict[str, Any]) -> 
             )
         else:
             model, task, known = pretrained(name, g, args)
-            row |= known | {"heldout": heldout(task, model, g, PLANS[name])}
+            row |= known | {"heldout": heldout(task, model, g, g.plan(name))}
         row["parameters"] = weights(bare(model))
     for how in () if args.no_jnli else ("probe", "tuned"):
         row[how] = jnli(carrier(name, kept(name, g, args)), g, args, how == "probe")
@@ -348,7 +390,7 @@ def main() -> None:
     path = out / "results.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows: dict[str, dict[str, Any]] = {row["objective"]: row for row in map(json.loads, lines)}  # the last one counts
-    for name in args.only or ["untrained", *PLANS]:
+    for name in args.only or ["untrained", *PLANS, "entity"]:
         row = rows.get(name, {"objective": name, "vocab": g.tokenizer.vocab_size})
         if "parameters" in row and (args.no_jnli or "tuned" in row):
             continue
