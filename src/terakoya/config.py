@@ -142,9 +142,16 @@ def _replace(node: Any, changes: dict[str, Any], path: str) -> Any:
     try:
         return dataclasses.replace(node, **changes)
     except TerakoyaError as error:
-        if not str(error).startswith(path):
+        if not _says(error, path):
             error.args = (f"{path}: {error}",)
         raise
+
+
+def _says(error: TerakoyaError, path: str) -> bool:
+    """Return whether an error names the place already: the field, or one beside it in the same table."""
+    table = path.rpartition(".")[0]
+    beside = bool(table) and str(error).startswith(f"{table}.")
+    return beside or str(error).startswith(path) or error.place.endswith(f".{path}")
 
 
 def _no_field(node: Any, key: str, path: str) -> TerakoyaError:

@@ -38,6 +38,15 @@ class ElmoPlan:
     clip: float = 3.0  # of cells and of projected states
 
     def __post_init__(self) -> None:
+        for name in ("dim", "cells", "depth", "letters"):
+            if getattr(self, name) < 1:
+                raise TerakoyaError(f"elmo.{name}", given=getattr(self, name), allowed="1 or more")
+        if self.highways < 0:
+            raise TerakoyaError("elmo.highways", given=self.highways, allowed="0 or more")
+        if not self.filters or any(n < 1 for pair in self.filters for n in pair):
+            raise TerakoyaError("elmo.filters", given=self.filters, allowed="pairs of width and count, 1 or more each")
+        if not self.clip > 0:
+            raise TerakoyaError("elmo.clip", given=self.clip, allowed="more than 0")
         if self.longest < max(width for width, _ in self.filters) or self.longest < 3:
             raise TerakoyaError("elmo.longest", given=self.longest, allowed="the widest filter or more, and at least 3")
 

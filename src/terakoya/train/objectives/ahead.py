@@ -39,8 +39,26 @@ class Mtp(Plan):
         if not self.weight > 0:
             raise TerakoyaError("objective.weight", given=self.weight, allowed="more than 0")
 
+    def room(self, context: int, joined: bool) -> int:
+        if self.ahead >= context:
+            most = f"less than the {context} tokens of a row: what is further has no answer there"
+            raise TerakoyaError("objective.ahead", given=self.ahead, allowed=most)
+        return context
+
+    def check(self, s: spec.Model) -> None:
+        super().check(s)
+        last = [m for branch in s.layers()[-1].branches for m in branch.mix]
+        if s.reversible or any(isinstance(m, spec.Attention) and _lent(m.position) for m in last):
+            problem = "repeats the last layer, which cannot stand alone here: it shares positions or has two streams"
+            raise TerakoyaError("objective mtp", problem)
+
     def task(self, tokenizer: Tokenizer, s: spec.Model, seed: int) -> Task:
         return _Ahead(self, tokenizer, seed)
+
+
+def _lent(position: object) -> bool:
+    shared = isinstance(position, spec.Buckets | spec.Relative) and position.shared
+    return shared or isinstance(position, spec.Disentangled)
 
 
 class Further(nn.Module):

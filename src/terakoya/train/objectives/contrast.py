@@ -41,6 +41,7 @@ class Contrast(Plan):
     pool: Pool = "mean"
 
     whole: ClassVar[bool] = True
+    worded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.length < 2 * SHORTEST:

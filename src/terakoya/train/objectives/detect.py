@@ -36,6 +36,7 @@ class Rtd(Plan):
     mlm: Mlm = field(default_factory=lambda: Mlm(mask=1.0, random=0.0))
 
     sorts: ClassVar[tuple[Sort, ...]] = ("encoder",)
+    worded: ClassVar[bool] = False  # but see `tied`
 
     def __post_init__(self) -> None:
         if not 0 < self.generator <= 1:

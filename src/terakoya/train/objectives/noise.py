@@ -46,8 +46,10 @@ class Bart(Rewriting):
         return (CLS, SEP, MASK)
 
     def room(self, context: int, joined: bool) -> int:
-        gaps = 2 * round(context * self.share / self.mean) + 8  # empty gaps lengthen the source
-        return (2 * context if joined else context) + gaps + 3
+        source = context
+        for _ in range(max(1, self.noises.count("infill"))):  # empty gaps lengthen the source, each time
+            source += 2 * round(source * self.share / self.mean) + 8
+        return (context if joined else 0) + source + 3
 
     def task(self, tokenizer: Tokenizer, s: spec.Model, seed: int) -> Task:
         return _Spoiling(self, tokenizer, s, seed)
@@ -76,7 +78,7 @@ class _Spoiling(Denoising):
             case "mask":
                 return np.where(self._chosen(ids, rng), self.signs.mask, ids)
             case "delete":
-                return ids[~self._chosen(ids, rng)]
+                return ids[kept(~self._chosen(ids, rng), rng)]
             case "infill":
                 return infill(ids, self.plan.share, self.plan.mean, self.signs.mask, rng)
             case "permute":
@@ -86,6 +88,13 @@ class _Spoiling(Denoising):
 
     def _chosen(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return choose(ids != self.signs.id(MASK), self.plan.share, rng)
+
+
+def kept(mark: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Keep one token where none would be left: a source says something. mark (n,) bool -> (n,)."""
+    if not mark.any():
+        mark[rng.integers(len(mark))] = True
+    return mark
 
 
 def infill(ids: np.ndarray, share: float, mean: float, mask: int, rng: np.random.Generator) -> np.ndarray:

@@ -29,7 +29,8 @@ class Masked(Packed):
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, look: Look, bias: Bias | None, sinks: Tensor | None
     ) -> Tensor:
-        if look.window is not None or look.chunk is not None or sinks is not None or look.softcap is not None:
+        bound = look.window is not None or look.chunk is not None or look.patterned
+        if bound or sinks is not None or look.softcap is not None:
             raise TerakoyaError("objective", "needs layers that attend without windows, chunks, sinks or soft caps")
         if bias is None and len(self.runs) == 1:  # all alike: one call
             length, count = self.runs[0]

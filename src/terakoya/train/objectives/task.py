@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from terakoya.config import kind, select
+from terakoya.config import kind
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
@@ -60,7 +60,8 @@ class Plan:
     """An objective as data. Its numbers are its fields; its name is its class."""
 
     sorts: ClassVar[tuple[Sort, ...]] = ("decoder", "encoder")  # of models that can learn this way
-    masks: ClassVar[bool] = False  # True: brings a mask of its own, which recurrent layers would not heed
+    masks: ClassVar[bool] = False  # True: brings a mask of its own, which only plain attention heeds
+    worded: ClassVar[bool] = True  # False: asks for no words, so the model needs no head that scores them
     leftward: ClassVar[bool] = False  # True: what comes of it continues texts, so bits per byte can be measured
     whole: ClassVar[bool] = False  # True: rows learn from each other, so a step cannot be split
     rows: ClassVar[int] = 1  # of a step, at least
@@ -84,9 +85,26 @@ class Plan:
             raise TerakoyaError(
                 f"objective {kind(self)}", "cannot train this model", given=s.sort, allowed=list(self.sorts)
             )
-        recurrent = [node for name in ("rnn", "lstm", "gru") for node in select(s, name)]
-        if self.masks and s.sort != "encoder-decoder" and recurrent:
-            raise TerakoyaError(f"objective {kind(self)}", "needs attention: recurrent layers only look back")
+        if self.worded and s.head.scores != "words":
+            problem = "names words, and this model has no head for them"
+            raise TerakoyaError(f"objective {kind(self)}", problem, hint="model = bert/nano, say")
+        if self.masks and s.sort != "encoder-decoder" and (deaf := heedless(s)):
+            problem = "brings a mask of its own, which not all layers would heed"
+            plain = "attention without windows, chunks, patterns, sinks or soft caps"
+            raise TerakoyaError(f"objective {kind(self)}", problem, given=", ".join(deaf), allowed=plain)
+
+
+def heedless(s: spec.Model) -> list[str]:
+    """Return the kinds of layers that mix tokens by rules of their own, whatever mask a context brings."""
+    mixers = [m for block in s.layers() for branch in block.branches for m in branch.mix]
+    deaf = [m for m in mixers if not isinstance(m, spec.Latent | spec.MLP | spec.MoE | spec.GLU) and not _plain(m)]
+    return list(dict.fromkeys(kind(m.reach if isinstance(m, spec.Attention) else m) for m in deaf))
+
+
+def _plain(mixer: spec.Mixer) -> bool:
+    if not isinstance(mixer, spec.Attention):
+        return False
+    return isinstance(mixer.reach, spec.Full) and not mixer.sinks and mixer.softcap is None
 
 
 @dataclass(frozen=True)

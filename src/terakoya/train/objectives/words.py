@@ -17,13 +17,17 @@ Words = Literal["script", "mecab"]
 
 # Without a dictionary: a run of kanji with the kana that inflect it (読み, 新しく) is a word up to four kana, katakana
 # and Latin runs are words, what is left is by the character. Rough where kanji compounds or particles run on.
+# What only changes the sign before it belongs to that sign: accents, sound marks, variants, the joints of emoji.
 _HAN, _KANA, _KATA = (
-    r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f々〆〇",
+    r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003134f々〆〇\ufe00-\ufe02\U000e0100-\U000e01ef",
     r"\u3041-\u309fー",
-    r"\u30a0-\u30ff\uff66-\uff9f",
+    r"\u30a0-\u30ff\uff66-\uff9f\u3099\u309a",
 )
+_ACCENT, _VARIANT = r"\u0300-\u036f", r"\ufe0f\u20e3\u0300-\u036f\u3099\u309a\U0001f3fb-\U0001f3ff"
 SCRIPT = re.compile(
-    rf" ?[{_HAN}]+[{_KANA}]{{0,4}}| ?[{_KATA}]+| ?[{_KANA}]{{1,3}}| ?[^\W\d_{_HAN}{_KANA}{_KATA}]+| ?\d+|\s+|.",
+    rf" ?[{_HAN}]+[{_KANA}]{{0,4}}| ?[{_KATA}]+| ?[{_KANA}]{{1,3}}"
+    rf"| ?(?:[^\W\d_{_HAN}{_KANA}{_KATA}][{_ACCENT}]*)+| ?\d+[\ufe0f\u20e3]*|\s+|[\U0001f1e6-\U0001f1ff]{{2}}"
+    rf"|.[{_VARIANT}]*(?:\u200d.[{_VARIANT}]*)*",
     re.DOTALL,
 )
 BROKEN = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of such bytes
