@@ -14,9 +14,10 @@ from terakoya import config
 from terakoya.errors import TerakoyaError
 from terakoya.model.build import Init
 from terakoya.model.seq2seq import Pair
+from terakoya.train.kept import Steps
 from terakoya.train.optim import AdamW
 from terakoya.train.pairs import PairFile, held_out, texts
-from terakoya.train.recipe import Budget, Keep, Vocabulary
+from terakoya.train.recipe import Keep, Vocabulary
 from terakoya.train.run import Run
 from terakoya.train.translate import PairRecipe, open_translator, prepare
 from tests.cli.conftest import say
@@ -48,7 +49,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(file: Path, steps: int = 6, **more: object) -> PairRecipe:
     plain = PairRecipe(
         pairs=Pair("luong", 24, 1), file=PairFile(file, holdout=0.1), tokenizer=Vocabulary(size=300), rows=16,
-        budget=Budget(steps=steps), keep=Keep(save=3), device="cpu",
+        budget=Steps(steps), keep=Keep(save=3), device="cpu",
     )  # fmt: skip
     return replace(plain, **more)  # type: ignore[arg-type]
 

@@ -19,12 +19,12 @@ from terakoya.model.awd import AwdLstm, AwdPlan
 from terakoya.model.build import Init, initialise
 from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer
-from terakoya.train.kept import Kept, reopened
+from terakoya.train.kept import Kept, KeptRecipe, reopened
 from terakoya.train.loop import evaluate
 from terakoya.train.ntasgd import Averaged, NtAsgd
 from terakoya.train.optim import AdamW, Muon, Optimizer, Stepping
 from terakoya.train.prepare import prepare_data
-from terakoya.train.recipe import Budget, Corpus, Keep, Recipe, Rows, Vocabulary
+from terakoya.train.recipe import Corpus, Recipe, Rows, Vocabulary
 from terakoya.train.run import Run
 from terakoya.train.schedule import Schedule, Slanted
 from terakoya.train.step import Objective, Stepped
@@ -35,8 +35,8 @@ MODEL_TYPE = "awd"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class AwdRecipe:
+@dataclass(frozen=True, kw_only=True)
+class AwdRecipe(KeptRecipe):
     """Everything that decides a run."""
 
     awd: AwdPlan = field(default_factory=AwdPlan)
@@ -44,7 +44,6 @@ class AwdRecipe:
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Vocabulary = field(default_factory=Vocabulary)
     rows: Rows = field(default_factory=lambda: Rows(count=32, context=64))
-    budget: Budget = field(default_factory=lambda: Budget(steps=1000))
     init: Init = field(default_factory=lambda: Init(std=0.05))
     optim: AdamW | Muon | NtAsgd = field(default_factory=lambda: AdamW(lr=4e-3, weight_decay=0.0))
     decay: float = 1.0  # the rate is divided by it from each layer to the one below (2.6: Howard and Ruder 2018)
@@ -52,40 +51,20 @@ class AwdRecipe:
     ar: float = 2.0  # penalty on the top states' size,
     tar: float = 1.0  # and on their change along time
     clip: float | None = 0.25
-    keep: Keep = field(default_factory=Keep)
-    device: str = "auto"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.budget.steps is None:
-            raise TerakoyaError("budget", "of AWD-LSTM is counted in steps", given="minutes")
+        super().__post_init__()
         for name in ("ar", "tar"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise TerakoyaError(name, given=getattr(self, name), allowed="0 or more")
-        if self.clip is not None and not self.clip > 0:
-            raise TerakoyaError("clip", given=self.clip, allowed="more than 0, or none")
-
-    @property
-    def compile(self) -> bool:
-        return False
 
 
 @dataclass(kw_only=True)
-class AwdTrainer(Kept):
+class AwdTrainer(Kept[AwdRecipe]):
     """A run of the language model. With NT-ASGD the averages are what is scored and saved."""
 
-    recipe: AwdRecipe
     loader: Loader
     heldout: Shards
-
-    @property
-    def plan(self) -> AwdRecipe:
-        return self.recipe
-
-    @property
-    def steps(self) -> int:
-        assert self.recipe.budget.steps is not None
-        return self.recipe.budget.steps
 
     @property
     def network(self) -> AwdLstm:

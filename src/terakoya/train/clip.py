@@ -17,15 +17,14 @@ from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model import spec
 from terakoya.model.model import Model
-from terakoya.tokenizer import Tokenizer, train
-from terakoya.train.captions import CaptionFile, Captions, Row, cut, ending, held_out, laid_out, rows
-from terakoya.train.kept import Kept, newest
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.captions import CaptionFile, Captions, cut, ending, held_out, laid_out, rows
+from terakoya.train.kept import Kept, KeptRecipe, newest, vocabulary
 from terakoya.train.objective import Outcome
 from terakoya.train.objectives.task import rich
 from terakoya.train.optim import AdamW, Optim, Optimizer
-from terakoya.train.recipe import Budget, Keep, Vocabulary
+from terakoya.train.recipe import Vocabulary
 from terakoya.train.run import Run
-from terakoya.train.schedule import Cosine, Schedule
 from terakoya.train.step import Stepped
 from terakoya.train.towers import HOTTEST, Towers
 from terakoya.zoo.picture import Preparation, opened, prepared
@@ -75,49 +74,28 @@ class ClipPlan:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ClipRecipe:
+@dataclass(frozen=True, kw_only=True)
+class ClipRecipe(KeptRecipe):
     """Everything that decides a run. All rows of a step are compared with each other, so there are no micro-batches."""
 
     captions: CaptionFile = field(default_factory=CaptionFile)
     towers: ClipPlan = field(default_factory=ClipPlan)
     tokenizer: Vocabulary = field(default_factory=lambda: Vocabulary(size=2000))
     rows: int = 64  # pictures a step
-    budget: Budget = field(default_factory=lambda: Budget(steps=1000))
     optim: Optim = field(default_factory=lambda: AdamW(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98)))
-    schedule: Schedule = field(default_factory=Cosine)
-    clip: float | None = 1.0
-    keep: Keep = field(default_factory=Keep)
-    device: str = "auto"
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rows < 2:
             raise TerakoyaError("rows", given=self.rows, allowed="2 or more: a picture is told from others")
-        if self.budget.steps is None:
-            raise TerakoyaError("budget", "of captions is counted in steps", given="minutes")
-
-    @property
-    def compile(self) -> bool:
-        return False
 
 
 @dataclass(kw_only=True)
-class ClipTrainer(Kept):
+class ClipTrainer(Kept[ClipRecipe]):
     """A run on captions."""
 
-    recipe: ClipRecipe
     captions: Captions
     heldout: Captions
-
-    @property
-    def plan(self) -> ClipRecipe:
-        return self.recipe
-
-    @property
-    def steps(self) -> int:
-        assert self.recipe.budget.steps is not None
-        return self.recipe.budget.steps
 
     @property
     def fingerprint(self) -> str:
@@ -172,7 +150,7 @@ def prepare(run: Run, recipe: ClipRecipe, say: Callable[[str], None] = log.info)
     """Read pictures and captions, make or load the tokenizer, and build or resume the model."""
     found, plan = list(rows(recipe.captions)), recipe.captions
     sides = [[row for row in found if held_out(row, plan.holdout) == side] for side in (False, True)]
-    tokenizer = _tokenizer(run, recipe, sides[0])
+    tokenizer = vocabulary(run, recipe.tokenizer, (row.text for row in sides[0]))
     (captions, long), (heldout, more) = (cut(side, tokenizer, plan, recipe.towers.preparation) for side in sides)
     if len(captions.rows) < recipe.rows or not heldout.rows:
         given = f"{len(captions.rows)} to learn from and {len(heldout.rows)} held out"
@@ -190,14 +168,6 @@ def prepare(run: Run, recipe: ClipRecipe, say: Callable[[str], None] = log.info)
     )  # fmt: skip
     made.resume()
     return made
-
-
-def _tokenizer(run: Run, recipe: ClipRecipe, learn: Sequence[Row]) -> Tokenizer:
-    if not run.tokenizer.exists():
-        plan = recipe.tokenizer
-        made = Tokenizer.load(plan.path) if plan.path else train((row.text for row in learn), plan.type, plan.size)
-        made.save(run.tokenizer)
-    return Tokenizer.load(run.tokenizer)
 
 
 @dataclass(frozen=True)

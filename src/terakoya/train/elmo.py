@@ -15,65 +15,39 @@ from torch import nn
 from terakoya import device
 from terakoya.data import Loader, Shards
 from terakoya.data.batch import Batch
-from terakoya.errors import TerakoyaError
 from terakoya.model.build import Init, initialise
 from terakoya.model.elmo import Elmo, ElmoPlan, ElmoVectors
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.bilm import bilm
-from terakoya.train.kept import Kept, reopened
+from terakoya.train.kept import Kept, KeptRecipe, reopened
 from terakoya.train.optim import AdamW, Optim, Optimizer
 from terakoya.train.prepare import prepare_data
-from terakoya.train.recipe import Budget, Corpus, Keep, Recipe, Rows, Vocabulary
+from terakoya.train.recipe import Corpus, Recipe, Rows, Vocabulary
 from terakoya.train.run import Run
-from terakoya.train.schedule import Cosine, Schedule
 from terakoya.train.step import Stepped
 
 MODEL_TYPE = "elmo"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ElmoRecipe:
+@dataclass(frozen=True, kw_only=True)
+class ElmoRecipe(KeptRecipe):
     """Everything that decides a run; a "word" is a piece of the tokenizer, read letter by letter."""
 
     elmo: ElmoPlan = field(default_factory=ElmoPlan)
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Vocabulary = field(default_factory=Vocabulary)
     rows: Rows = field(default_factory=lambda: Rows(count=16, context=128))
-    budget: Budget = field(default_factory=lambda: Budget(steps=1000))
     init: Init = field(default_factory=lambda: Init(std=0.08, out="plain"))
     optim: Optim = field(default_factory=lambda: AdamW(lr=2e-3, weight_decay=0.01))
-    schedule: Schedule = field(default_factory=Cosine)
-    clip: float | None = 1.0
-    keep: Keep = field(default_factory=Keep)
-    device: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.budget.steps is None:
-            raise TerakoyaError("budget", "of ELMo is counted in steps", given="minutes")
-
-    @property
-    def compile(self) -> bool:
-        return False
 
 
 @dataclass(kw_only=True)
-class ElmoTrainer(Kept):
+class ElmoTrainer(Kept[ElmoRecipe]):
     """A run of both language models."""
 
-    recipe: ElmoRecipe
     loader: Loader
     heldout: Shards
-
-    @property
-    def plan(self) -> ElmoRecipe:
-        return self.recipe
-
-    @property
-    def steps(self) -> int:
-        assert self.recipe.budget.steps is not None
-        return self.recipe.budget.steps
 
     def batches(self, step: int) -> Sequence[Batch]:
         return self.loader.batch(step).split(self.recipe.rows.micro)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from terakoya import config
 from terakoya.errors import TerakoyaError
 from terakoya.model.model import Model
-from terakoya.tokenizer import Tokenizer
+from terakoya.tokenizer import Tokenizer, train
 from terakoya.train.checkpoint import Checkpoint
 from terakoya.train.loop import Loop
+from terakoya.train.recipe import Keep, Vocabulary
 from terakoya.train.run import Run
+from terakoya.train.schedule import Cosine, Schedule
 from terakoya.zoo.convert import read_json
 from terakoya.zoo.weights import open_weights
 
@@ -26,11 +28,54 @@ P = TypeVar("P")
 M = TypeVar("M", bound=Model)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """How long: always counted in steps."""
+
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise TerakoyaError("budget.steps", given=self.steps, allowed="1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRecipe:
+    """What the recipes of such networks have in common."""
+
+    budget: Steps = field(default_factory=Steps)
+    schedule: Schedule = field(default_factory=Cosine)
+    clip: float | None = 1.0
+    keep: Keep = field(default_factory=Keep)
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise TerakoyaError("clip", given=self.clip, allowed="more than 0, or none")
+
+    @property
+    def compile(self) -> bool:
+        return False
+
+
+R = TypeVar("R", bound=KeptRecipe)
+
+
 @dataclass(kw_only=True)
-class Kept(Loop):
+class Kept(Loop, Generic[R]):
     """A run whose model is saved as it is: weights, settings, tokenizer, optimiser."""
 
+    recipe: R
     tokenizer: Tokenizer
+
+    @property
+    def plan(self) -> R:
+        return self.recipe
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.budget.steps
 
     @property
     @abstractmethod
@@ -72,6 +117,14 @@ class Kept(Loop):
         self.start = checkpoint.step
         skipped = checkpoint.meta.get("skipped", 0)
         self.skipped = skipped if isinstance(skipped, int) else 0
+
+
+def vocabulary(run: Run, plan: Vocabulary, texts: Iterable[str]) -> Tokenizer:
+    """Return the run's tokenizer; learn it from the texts, or load it, where there is none yet."""
+    if not run.tokenizer.exists():
+        made = Tokenizer.load(plan.path) if plan.path else train(texts, plan.type, plan.size)
+        made.save(run.tokenizer)
+    return Tokenizer.load(run.tokenizer)
 
 
 def written(said: dict[str, Any]) -> bytes:

@@ -16,22 +16,21 @@ from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.build import Init, initialise
 from terakoya.model.seq2seq import Pair, Seq2Seq
-from terakoya.tokenizer import Tokenizer, train
-from terakoya.train.kept import Kept, newest
+from terakoya.tokenizer import Tokenizer
+from terakoya.train.kept import Kept, KeptRecipe, Steps, newest, vocabulary
 from terakoya.train.objective import causal
 from terakoya.train.optim import AdamW, Optim, Optimizer
-from terakoya.train.pairs import PairFile, Pairs, Texts, cut, held_out, texts
-from terakoya.train.recipe import Budget, Keep, Vocabulary
+from terakoya.train.pairs import PairFile, Pairs, cut, held_out, texts
+from terakoya.train.recipe import Vocabulary
 from terakoya.train.run import Run
-from terakoya.train.schedule import Cosine, Schedule
 from terakoya.train.step import Stepped
 
 MODEL_TYPE = "seq2seq"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PairRecipe:
+@dataclass(frozen=True, kw_only=True)
+class PairRecipe(KeptRecipe):
     """Everything that decides a translation run."""
 
     pairs: Pair = field(default_factory=Pair)
@@ -39,31 +38,20 @@ class PairRecipe:
     tokenizer: Vocabulary = field(default_factory=lambda: Vocabulary(size=8000))  # of both languages
     rows: int = 64  # pairs a step
     micro: int = 1
-    budget: Budget = field(default_factory=lambda: Budget(steps=2000))
+    budget: Steps = field(default_factory=lambda: Steps(2000))
     init: Init = field(default_factory=lambda: Init(std=0.08, out="plain"))
     optim: Optim = field(default_factory=lambda: AdamW(lr=1e-3, weight_decay=0.0))
-    schedule: Schedule = field(default_factory=Cosine)
-    clip: float | None = 1.0
-    keep: Keep = field(default_factory=Keep)
-    device: str = "auto"
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.micro <= self.rows:
             raise TerakoyaError("micro", given=self.micro, allowed=f"1 to rows={self.rows}")
-        if self.budget.steps is None:
-            raise TerakoyaError("budget", "of pairs is counted in steps", given="minutes")
-
-    @property
-    def compile(self) -> bool:
-        return False
 
 
 @dataclass(kw_only=True)
-class Translator(Kept):
+class Translator(Kept[PairRecipe]):
     """A run on pairs."""
 
-    recipe: PairRecipe
     pairs: Pairs
     heldout: Pairs
 
@@ -71,15 +59,6 @@ class Translator(Kept):
     def network(self) -> Seq2Seq:
         assert isinstance(self.model, Seq2Seq)
         return self.model
-
-    @property
-    def plan(self) -> PairRecipe:
-        return self.recipe
-
-    @property
-    def steps(self) -> int:
-        assert self.recipe.budget.steps is not None
-        return self.recipe.budget.steps
 
     def batches(self, step: int) -> Sequence[Batch]:
         self.network.noise.begin(self.recipe.seed, step)
@@ -113,7 +92,7 @@ def prepare(run: Run, recipe: PairRecipe, say: Callable[[str], None] = log.info)
     found = list(texts(recipe.file))
     learn = [pair for pair in found if not held_out(pair[0], recipe.file.holdout)]
     kept = [pair for pair in found if held_out(pair[0], recipe.file.holdout)]
-    tokenizer = _tokenizer(run, recipe, learn)
+    tokenizer = vocabulary(run, recipe.tokenizer, (text for pair in learn for text in pair))
     (pairs, long), (heldout, more) = (cut(side, tokenizer, recipe.file.longest) for side in (learn, kept))
     if not pairs.ids or not heldout.ids:
         raise TerakoyaError(str(recipe.file.path), "holds too few pairs", hint="raise file.longest or file.holdout")
@@ -126,16 +105,6 @@ def prepare(run: Run, recipe: PairRecipe, say: Callable[[str], None] = log.info)
     )  # fmt: skip
     made.resume()
     return made
-
-
-def _tokenizer(run: Run, recipe: PairRecipe, learn: Sequence[Texts]) -> Tokenizer:
-    if not run.tokenizer.exists():
-        plan = recipe.tokenizer
-        made = (
-            Tokenizer.load(plan.path) if plan.path else train((t for pair in learn for t in pair), plan.type, plan.size)
-        )
-        made.save(run.tokenizer)
-    return Tokenizer.load(run.tokenizer)
 
 
 def open_translator(folder: Path) -> tuple[Seq2Seq, Tokenizer]:
