@@ -84,8 +84,7 @@ class SegmentHead(nn.Module):
         self.dense, self.pair = nn.Linear(4 * dim, dim), nn.Linear(dim, 2)
 
     def forward(self, u: Tensor, v: Tensor) -> Tensor:
-        u, v = (F.rms_norm(x, x.shape[-1:]) for x in (u, v))
-        return self.pair(torch.tanh(self.dense(torch.cat([u, v, (u - v).abs(), u * v], -1))))
+        return self.pair(torch.tanh(self.dense(compared(u, v))))
 
 
 class _Pairing(Masking):
@@ -162,6 +161,12 @@ def means(hidden: Tensor, cu: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]
     sums = hidden.new_zeros(2 * count, hidden.shape[1]).index_add(0, owner, hidden)
     both = sums / torch.bincount(owner, minlength=2 * count)[:, None]
     return both[:count], both[count:]
+
+
+def compared(u: Tensor, v: Tensor) -> Tensor:
+    """Lay out what two vectors have in common: u, v (N, D) -> (N, 4D), from vectors of one length (Conneau 2017)."""
+    u, v = (F.rms_norm(x, x.shape[-1:]) for x in (u, v))
+    return torch.cat([u, v, (u - v).abs(), u * v], -1)
 
 
 class _Follows(_Pairing):

@@ -19,6 +19,7 @@ from terakoya.model.context import Packed
 from terakoya.model.model import Model
 from terakoya.model.noise import Noise
 from terakoya.train.objectives.contrast import pooled
+from terakoya.train.objectives.pair import compared, means
 from terakoya.tune.heads.deep import Deep
 from terakoya.tune.heads.kinds import Choose, Classify, Extract, Kind, Pool, Regress, Tag, Translate
 from terakoya.zoo import convert
@@ -46,7 +47,7 @@ class Head(nn.Module):
         outputs = {Classify: len(card.labels), Choose: 1, Regress: 1, Tag: len(card.labels), Extract: 2}
         bare = isinstance(card.kind, Choose) and card.kind.read == "apart"
         count = 0 if bare else outputs.get(type(card.kind), 0)  # Embed and Translate: the model itself is all
-        wide = 3 * dim if getattr(card.kind, "pool", "") == "concat" else dim
+        wide = {"concat": 3, "pair": 4}.get(getattr(card.kind, "pool", ""), 1) * dim
         self.out: nn.Linear | Deep | None = nn.Linear(wide, count) if count else None
         if isinstance(card.kind, Classify) and card.kind.hidden:
             self.out = Deep((wide, card.kind.hidden, count), card.kind.drop, noise)
@@ -89,13 +90,19 @@ def head_of(model: Model) -> Head:
 
 
 def vectors(model: Model, hidden: Tensor, ctx: Packed, pool: Pool) -> Tensor:
-    """Make one vector of each piece: hidden (T, D) -> (N, D), or (N, 3D) where three are joined."""
+    """Make one vector of each piece: hidden (T, D) -> (N, D), or (N, 3D), (N, 4D) where several are joined."""
     if pool == "pooler":
         assert model.pool is not None
         return model.pool(hidden, ctx)
     cu = torch.tensor(ctx.cu, device=hidden.device)
     if pool == "concat":
         return torch.cat([pooled(hidden, cu, "last"), pooled(hidden, cu, "max"), pooled(hidden, cu, "mean")], 1)
+    if pool == "pair":
+        segments: Tensor | None = ctx.share("segments", lambda: None)
+        if segments is None or not pooled(segments[:, None].float(), cu, "mean").all():
+            hint = 'pool = "mean" reads single texts'
+            raise TerakoyaError("head.pool", "compares two texts, and here is one", given="pair", hint=hint)
+        return compared(*means(hidden, cu, segments))
     return pooled(hidden, cu, pool)
 
 

@@ -7,8 +7,9 @@ from typing import Literal
 
 from terakoya.errors import TerakoyaError
 
-Pool = Literal["first", "mean", "max", "last", "pooler", "concat"]
-"""How the vectors of a text become one; `concat`: last, greatest and mean side by side (Howard and Ruder 2018)."""
+Pool = Literal["first", "mean", "max", "last", "pooler", "concat", "pair"]
+"""How the vectors of a text become one. `concat`: last, greatest and mean side by side (Howard and Ruder 2018); `pair`:
+the means u and v of two texts that were read together, |u - v| and u * v (Conneau 2017)."""
 
 
 @dataclass(frozen=True)
