@@ -41,16 +41,15 @@ class RGLRU(Mixer):
         tail, start = parts(ctx.state(self.layer), 2)
         u, tail = self.conv(self.x(x), order, tail, by)
         blocks = u.unflatten(-1, (self.spec.heads, -1)).transpose(0, 1)
-        i, r = (
-            torch.sigmoid(torch.baddbmm(b[:, None], blocks, w).transpose(0, 1).flatten(1))
+        take, keep = (
+            torch.baddbmm(b[:, None], blocks, w).transpose(0, 1).flatten(1)
             for w, b in ((self.take, self.take_bias), (self.keep, self.keep_bias))
         )
-        log_a = -C * exact(r) * F.softplus(exact(self.decay))
-        first = (ctx.pos == 0)[:, None]
-        room = torch.sqrt(-torch.expm1(2 * log_a)).masked_fill(first, 1.0)
-        h, last = by.scan(log_a.exp(), room * exact(u * i), order, start)
+        fall = -C * F.softplus(exact(self.decay))
+        fresh = (ctx.pos[order.first] == 0).to(fall.dtype)
+        y, last = by.rglru(u, take, keep, self.gate(x), fall, fresh, order, start)
         ctx.commit(self.layer, (tail, last))
-        return self.o(h.to(x.dtype) * F.gelu(self.gate(x), approximate="tanh"))
+        return self.o(y)
 
     def start(self, draw: Callable[[str], torch.Generator]) -> None:
         """Begin with a^C between 0.9 and 0.999 (De 2024, §2.4)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from terakoya.model import naive
 from terakoya.model.context import Context
-from terakoya.ops import convolve, linear
+from terakoya.ops import convolve, gated, linear
 from terakoya.ops.invariant import invariant
 from terakoya.ops.scan import scan
 from terakoya.ops.selective import selective
@@ -33,6 +33,7 @@ class Kernels:
     short: Callable[..., tuple[Tensor, Tensor]]
     shift: Callable[..., tuple[Tensor, Tensor]]
     long: Callable[..., Tensor]
+    rglru: Callable[..., tuple[Tensor, Tensor]]
 
 
 FAST = Kernels(
@@ -46,6 +47,7 @@ FAST = Kernels(
     convolve.short,
     convolve.shift,
     convolve.long,
+    gated.rglru,
 )
 NAIVE = Kernels(
     naive.scan,
@@ -58,6 +60,7 @@ NAIVE = Kernels(
     naive.short,
     naive.shift,
     naive.long,
+    naive.rglru,
 )
 
 

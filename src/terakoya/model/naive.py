@@ -9,8 +9,10 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from terakoya.ops.gated import gates
 from terakoya.ops.sequences import Sequences
 
 
@@ -128,6 +130,17 @@ def wkv(
         ends.append(torch.stack([a, b]))
         peaks.append(m)
     return torch.stack(out), torch.stack(ends), torch.stack(peaks)
+
+
+def rglru(
+    u: Tensor, take: Tensor, keep: Tensor, gate: Tensor, fall: Tensor, fresh: Tensor, sequences: Sequences,
+    start: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """y_t = h_t gelu(gate_t), h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (sigmoid(take_t) u_t) with a_t = e^{sigmoid(keep_t)
+    fall} (De 2024, eq. 1-4); the first token of a text comes in whole.
+    """
+    h, last = scan(*gates(u, take, keep, fall, fresh, sequences), sequences, start)
+    return h.to(u.dtype) * F.gelu(gate, approximate="tanh"), last
 
 
 def short(

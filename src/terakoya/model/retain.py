@@ -15,6 +15,7 @@ from terakoya.model.kernels import FAST, Kernels, Mixer, Short, exact, parts, se
 from terakoya.model.mamba import steps
 from terakoya.model.norm import Norm
 from terakoya.model.position import rope_table, rotate
+from terakoya.ops.gated import normed
 
 
 class LinearAttention(Mixer):
@@ -50,7 +51,7 @@ class Retention(Mixer):
         self.rope = spec.Rope(interleaved=True)
         self.q, self.k = (nn.Linear(D, D, bias=False) for _ in range(2))
         self.v, self.gate = (nn.Linear(D, s.expand * D, bias=False) for _ in range(2))
-        self.norm = Norm(spec.RMSNorm(affine=False), s.expand * self.width)
+        self.norm = spec.RMSNorm(affine=False)  # of every head
         self.o = nn.Linear(s.expand * D, D, bias=False)
 
     def forward(self, x: Tensor, ctx: Context, by: Kernels = FAST) -> Tensor:
@@ -59,12 +60,20 @@ class Retention(Mixer):
         q, k, v = (m(x).unflatten(-1, (H, -1)) for m in (self.q, self.k, self.v))
         key = ("rope", self.rope, self.width, q.dtype)
         cos, sin = ctx.share(key, lambda: rope_table(self.rope, self.width, self.context, ctx.pos, ctx.cu, q.dtype))
-        q, k = (exact(rotate(t, cos, sin, True)) for t in (q, k * self.width**-0.5))
+        q, k = (exact(turn(t, cos * s, sin * s)) for t, s in ((q, 1.0), (k, self.width**-0.5)))
         fade = torch.log1p(-torch.exp2(-5.0 - torch.arange(H, device=x.device))).to(q.dtype)
         (start,) = parts(ctx.state(self.layer), 1)
         y, last = by.decayed(q, k, exact(v), fade.expand(x.shape[0], H), sequences(ctx, x), start)
         ctx.commit(self.layer, (last,))
-        return self.o(self.norm(y).flatten(1).to(x.dtype) * F.silu(self.gate(x)))
+        return self.o(normed(y, self.gate(x).unflatten(-1, (H, -1)), self.norm.eps).flatten(1))
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate neighbouring channels, on a CPU as complex numbers: x (T, H, K), cos, sin (T, 1, K / 2) -> (T, H, K)."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return rotate(x, cos, sin, True)
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(cos, sin)
+    return torch.view_as_real(turned).flatten(-2)
 
 
 class GatedDelta(Mixer):

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from terakoya.ops import recur, triton
+from terakoya.ops.fading import fading
 from terakoya.ops.sequences import Chunks, Sequences
 
 CHUNK = 64
+WIDE = 4096  # numbers of a state, beyond which products over pieces are faster than the loop in C
 SMALL = 32  # pieces where decays differ by channel: their inverses stay below e^(32 e^-0.5) = 3e8
 
 
@@ -29,6 +31,8 @@ def decayed(
         kept = start if g is None else start * g.exp()[..., None, None]
         s = kept + k[..., :, None] * v[..., None, :]
         return _read(q, s), s
+    if q.device.type == "cpu" and k.shape[2] * v.shape[2] > WIDE and not q.is_complex():
+        return fading(q, k, v, g, start, sequences)
     if recur.able(k.shape[2], q, k, v, g, start):
         fade = torch.ones_like(k) if g is None else g.exp()[..., None].expand_as(k)
         return recur.matrix(q, fade, k, v, None, None, start, sequences)

@@ -23,7 +23,8 @@ from terakoya.ops.sequences import Sequences
 
 LANES, BLOCK = 16, 16  # channels of a group; tokens between the states that the way back begins from
 MOST = 256  # numbers of a state, for which the way back has room
-NAMES = tuple(n + w for n in ("selective", "diagonal", "matrix", "wkv", "filter") for w in ("", "_back"))
+KINDS = ("selective", "diagonal", "matrix", "wkv", "filter", "normed", "rglru")
+NAMES = tuple(kind + way for kind in KINDS for way in ("", "_back"))
 ISA = "TERAKOYA_NATIVE_ISA"
 
 
@@ -98,10 +99,10 @@ class _Selective(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         *tensors, sequences = given
-        u, dt, a, b, c, start = _flat(tensors)
+        u, dt, a, b, c, start = flat(tensors)
         kept = _kept(ctx, sequences, *a.shape)
         y, last = torch.empty_like(u), torch.empty_like(start)
-        _run("selective", (u, dt, a, b, c, start), (y, last, kept), sequences, *a.shape)
+        call("selective", (u, dt, a, b, c, start), (y, last, kept), sequences, *a.shape)
         ctx.save_for_backward(u, dt, a, b, c, kept)
         ctx.sequences = sequences
         return y, last
@@ -110,11 +111,11 @@ class _Selective(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         u, dt, a, b, c, kept = ctx.saved_tensors
-        gy, slope = _flat(grads)
+        gy, slope = flat(grads)
         threads = _threads(-(-a.shape[0] // LANES))
         gb, gc = (torch.empty(threads, *x.shape) for x in (b, c))
         gu, gdt, ga, gstart = (torch.empty_like(x) for x in (u, dt, a, slope))
-        _run(
+        call(
             "selective_back", (u, dt, a, b, c, kept, gy, slope), (gu, gdt, ga, gb, gc, gstart), ctx.sequences, *a.shape
         )
         return gu, gdt, ga, gb.sum(0), gc.sum(0), gstart, None
@@ -124,10 +125,10 @@ class _Diagonal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         *tensors, sequences = given
-        u, a, b, c, start = _flat(tensors)
+        u, a, b, c, start = flat(tensors)
         kept = _kept(ctx, sequences, a.shape[0], 2 * a.shape[1])
         y, last = torch.empty_like(u), torch.empty_like(start)
-        _run("diagonal", (u, a, b, c, start), (y, last, kept), sequences, *a.shape[:2])
+        call("diagonal", (u, a, b, c, start), (y, last, kept), sequences, *a.shape[:2])
         ctx.save_for_backward(u, a, b, c, kept)
         ctx.sequences = sequences
         return y, last
@@ -136,9 +137,9 @@ class _Diagonal(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         u, a, b, c, kept = ctx.saved_tensors
-        gy, slope = _flat(grads)
+        gy, slope = flat(grads)
         out = tuple(torch.empty_like(x) for x in (u, a, b, c, slope))
-        _run("diagonal_back", (u, a, b, c, kept, gy, slope), out, ctx.sequences, *a.shape[:2])
+        call("diagonal_back", (u, a, b, c, kept, gy, slope), out, ctx.sequences, *a.shape[:2])
         return *out, None
 
 
@@ -151,7 +152,7 @@ class _Matrix(torch.autograd.Function):
         H, K, V = r.shape[1], r.shape[2], v.shape[2]
         kept = _kept(ctx, sequences, V, H * K)
         y, last = torch.empty_like(v), torch.empty_like(start)
-        _run("matrix", (r, e, k, v, a, b, start), (y, last, kept), sequences, H, K, V)
+        call("matrix", (r, e, k, v, a, b, start), (y, last, kept), sequences, H, K, V)
         ctx.save_for_backward(r, e, k, v, a, b, kept)
         ctx.sequences = sequences
         return y, last
@@ -160,7 +161,7 @@ class _Matrix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         r, e, k, v, a, b, kept = ctx.saved_tensors
-        gy, slope = _flat(grads)
+        gy, slope = flat(grads)
         H, K, V = r.shape[1], r.shape[2], v.shape[2]
         tiles = -(-V // (4 * LANES))
         gr, gk = (torch.empty(tiles, *r.shape) for _ in range(2))
@@ -168,7 +169,7 @@ class _Matrix(torch.autograd.Function):
         ga, gb = (None if a is None else torch.empty(tiles, *r.shape) for _ in range(2))
         gv, gstart = torch.empty_like(v), torch.empty_like(slope)
         given = (r, e, k, v, a, b, kept, gy, slope)
-        _run("matrix_back", given, (gr, ge, gk, gv, ga, gb, gstart), ctx.sequences, H, K, V)
+        call("matrix_back", given, (gr, ge, gk, gv, ga, gb, gstart), ctx.sequences, H, K, V)
         gr, ge, gk, ga, gb = (None if g is None else g[0] if tiles == 1 else g.sum(0) for g in (gr, ge, gk, ga, gb))
         return gr, ge, gk, gv, ga, gb, gstart, None
 
@@ -177,10 +178,10 @@ class _Wkv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
         *tensors, sequences = given
-        k, v, w, u, total, most = _flat(tensors)
+        k, v, w, u, total, most = flat(tensors)
         kept = k.new_empty(k.shape[0], 3, k.shape[1]) if any(ctx.needs_input_grad) else None
         y, last, peak = torch.empty_like(k), torch.empty_like(total), torch.empty_like(most)
-        _run("wkv", (k, v, w, u, total, most), (y, last, peak, kept), sequences, k.shape[1])
+        call("wkv", (k, v, w, u, total, most), (y, last, peak, kept), sequences, k.shape[1])
         ctx.save_for_backward(k, v, w, u, kept, y, peak, most)
         ctx.sequences = sequences
         ctx.mark_non_differentiable(peak)
@@ -190,9 +191,9 @@ class _Wkv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         k, v, w, u, kept, y, peak, most = ctx.saved_tensors
-        gy, slope = _flat(grads[:2])
+        gy, slope = flat(grads[:2])
         out = tuple(torch.empty_like(x) for x in (k, v, w, u, slope))
-        _run("wkv_back", (k, v, w, u, kept, y, gy, slope, peak, most), out, ctx.sequences, k.shape[1])
+        call("wkv_back", (k, v, w, u, kept, y, gy, slope, peak, most), out, ctx.sequences, k.shape[1])
         return *out, None, None
 
 
@@ -200,9 +201,9 @@ class _Short(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
         x, weight, bias, tail, sequences = given
-        x, weight, tail = _flat((x, weight, tail))
+        x, weight, tail = flat((x, weight, tail))
         y = torch.empty_like(x)
-        _run("filter", (x, weight, bias, tail), (y,), sequences, *weight.shape)
+        call("filter", (x, weight, bias, tail), (y,), sequences, *weight.shape)
         ctx.save_for_backward(x, weight, tail)
         ctx.sequences, ctx.biased = sequences, bias is not None
         return y
@@ -213,11 +214,12 @@ class _Short(torch.autograd.Function):
         x, weight, tail = ctx.saved_tensors
         gx, gweight, gbias, gtail = (torch.empty_like(t) for t in (x, weight, weight[:, 0], tail))
         gy = grads[0].contiguous()
-        _run("filter_back", (x, weight, None, tail, gy), (gx, gweight, gbias, gtail), ctx.sequences, *weight.shape)
+        call("filter_back", (x, weight, None, tail, gy), (gx, gweight, gbias, gtail), ctx.sequences, *weight.shape)
         return gx, gweight, gbias if ctx.biased else None, gtail, None
 
 
-def _flat(tensors: Sequence[Any]) -> list[Tensor]:
+def flat(tensors: Sequence[Any]) -> list[Tensor]:
+    """Return tensors as the library reads them."""
     return [t.contiguous() for t in tensors]
 
 
@@ -233,10 +235,11 @@ def _threads(groups: int) -> int:
     return max(1, min(torch.get_num_threads(), 64, groups))
 
 
-def _run(
+def call(
     name: str, given: Sequence[Tensor | None], made: Sequence[Tensor | None], sequences: Sequences, channels: int,
     states: int = 1, width: int = 1,
 ) -> None:  # fmt: skip
+    """Run one of the library's functions, `channels` of them shared out among threads."""
     lib = _library()
     assert lib is not None and all(t is None or t.is_contiguous() for t in (*given, *made))
     cu = (c_int32 * len(sequences.cu))(*sequences.cu)

@@ -114,3 +114,12 @@ class Chunks:
             held = advance(held, pieces)
         last = torch.cat([held, *reversed(ended)])[self.lane]
         return torch.cat(before)[self.place], last
+
+    def carry_back(self, state: Tensor, advance: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Pass a slope from piece to piece, the last first: (N, ...) -> (behind each piece (M, ...), at the start)."""
+        behind = state.new_empty(self.count, *state.shape[1:])
+        held = state[self.lanes]
+        for n, pieces in zip(reversed(self.sizes), reversed(self.steps), strict=True):
+            behind[pieces] = held[:n]
+            held = torch.cat([advance(held[:n], pieces), held[n:]])
+        return behind, held[self.lane]

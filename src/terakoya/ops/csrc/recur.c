@@ -1,6 +1,7 @@
 /* Recurrences over time that training runs forward and back: sixteen channels at a time, their states in the cache.
  * Backward passes make the states of a block again from the one before it. What each computes stands in model/naive.py.
  * All arrays are contiguous floats; sequence n holds tokens [cu[n], cu[n + 1]); threads share out the channels. */
+#include "gated.h"
 #include "matrix.h"
 #include "recur.h"
 
@@ -240,73 +241,6 @@ static void wkv_back(const tk_recur *r, int32_t first, int32_t last, int32_t thr
   }
 }
 
-/* A short filter a channel: in x (T, D), weight (D, S), bias (D) or NULL, tail (N, S - 1, D); out y (T, D). */
-static int32_t longest(const tk_recur *r) {
-  int32_t most_tokens = 0;
-  for (int32_t n = 0; n < r->sequences; n++)
-    if (r->cu[n + 1] - r->cu[n] > most_tokens) most_tokens = r->cu[n + 1] - r->cu[n];
-  return most_tokens;
-}
-INLINE void lay_out(vf *rows, const tk_recur *r, int32_t n, int32_t g) {
-  const int64_t D = r->channels, before = r->states - 1;
-  const int32_t left = (int32_t)D - g * W;
-  for (int64_t i = 0; i < before; i++) rows[i] = take(r->in[3] + (n * before + i) * D + g * W, left);
-  for (int64_t t = r->cu[n]; t < r->cu[n + 1]; t++)
-    rows[before + t - r->cu[n]] = take(r->in[0] + t * D + g * W, left);
-}
-static void filter(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *weight) {
-  (void)thread;
-  const int64_t D = r->channels;
-  const int32_t S = r->states;
-  vf *rows = weight + S;
-  for (int32_t g = first; g < last; g++) {
-    const int32_t left = (int32_t)D - g * W;
-    turn(weight, r->in[1] + (int64_t)g * W * S, S, left);
-    vf bias = r->in[2] ? take(r->in[2] + g * W, left) : zero();
-    for (int32_t n = 0; n < r->sequences; n++) {
-      lay_out(rows, r, n, g);
-      for (int32_t t = 0; t < r->cu[n + 1] - r->cu[n]; t++) {
-        vf y = bias;
-        for (int32_t j = 0; j < S; j++) y = muladd(rows[t + j], weight[j], y);
-        put(r->out[0] + (r->cu[n] + t) * D + g * W, y, left);
-      }
-    }
-  }
-}
-
-/* in as before, gy (T, D); out gx (T, D), gweight (D, S), gbias (D), gtail (N, S - 1, D). */
-static void filter_back(const tk_recur *r, int32_t first, int32_t last, int32_t thread, vf *weight) {
-  (void)thread;
-  const int64_t D = r->channels;
-  const int32_t S = r->states, reach = longest(r) + S;
-  vf *gweight = weight + S, *rows = gweight + S, *slopes = rows + reach;
-  for (int32_t g = first; g < last; g++) {
-    const int32_t left = (int32_t)D - g * W;
-    turn(weight, r->in[1] + (int64_t)g * W * S, S, left);
-    vf gbias = zero();
-    clear(gweight, S);
-    for (int32_t n = 0; n < r->sequences; n++) {
-      const int32_t count = r->cu[n + 1] - r->cu[n];
-      lay_out(rows, r, n, g);
-      clear(slopes, S - 1); /* slopes[i] is that of token i - S + 1; none before the first and after the last */
-      for (int32_t t = 0; t < count; t++) {
-        vf gy = take(r->in[4] + (r->cu[n] + t) * D + g * W, left);
-        slopes[S - 1 + t] = gy, gbias = gbias + gy;
-        for (int32_t j = 0; j < S; j++) gweight[j] = muladd(gy, rows[t + j], gweight[j]);
-      }
-      for (int32_t i = 0; i < count + S - 1; i++) { /* row i is under weight j of token i - j */
-        vf gx = zero();
-        for (int32_t j = i < count ? 0 : i - count + 1; j < S; j++)
-          gx = muladd(slopes[S - 1 + i - j], weight[j], gx);
-        if (i < S - 1) put(r->out[3] + ((int64_t)n * (S - 1) + i) * D + g * W, gx, left);
-        else put(r->out[0] + (r->cu[n] + i - S + 1) * D + g * W, gx, left);
-      }
-    }
-    turn_back(r->out[1] + (int64_t)g * W * S, gweight, S, left);
-    put(r->out[2] + g * W, gbias, left);
-  }
-}
-
 static int32_t run_selective(const tk_recur *r) { return share(r, selective, groups(r), 0, 2 * r->states); }
 static int32_t run_selective_back(const tk_recur *r) {
   return share(r, selective_back, groups(r), 3 * r->states, (int64_t)r->states * (4 * BLOCK + 1));
@@ -317,13 +251,9 @@ static int32_t run_diagonal_back(const tk_recur *r) {
 }
 static int32_t run_wkv(const tk_recur *r) { return share(r, wkv, groups(r), 0, 0); }
 static int32_t run_wkv_back(const tk_recur *r) { return share(r, wkv_back, groups(r), 0, 0); }
-static int32_t run_filter(const tk_recur *r) { return share(r, filter, groups(r), 0, 2 * r->states + longest(r)); }
-static int32_t run_filter_back(const tk_recur *r) {
-  return share(r, filter_back, groups(r), 0, 4 * r->states + 2 * longest(r));
-}
 
 #define NAMED(isa) NAMED_(isa)
 #define NAMED_(isa) isa##_recur
 const tk_recurrences NAMED(TK_ISA) = {
     {run_selective, run_selective_back, run_diagonal, run_diagonal_back, run_matrix, run_matrix_back, run_wkv,
-     run_wkv_back, run_filter, run_filter_back}};
+     run_wkv_back, run_filter, run_filter_back, run_normed, run_normed_back, run_rglru, run_rglru_back}};

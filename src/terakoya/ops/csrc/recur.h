@@ -16,7 +16,7 @@ typedef struct {
 } tk_recur;
 
 /* In the order of ops/recur.py; 0: done; 1: memory or threads ran out. One table per compilation of recur.c. */
-enum { RECURRENCES = 10 };
+enum { RECURRENCES = 14 };
 typedef struct { int32_t (*run[RECURRENCES])(const tk_recur *); } tk_recurrences;
 extern const tk_recurrences tk_portable_recur, tk_avx2_recur, tk_avx512_recur, tk_vnni_recur;
 
