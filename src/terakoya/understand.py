@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,15 +28,17 @@ from terakoya.errors import TerakoyaError
 from terakoya.model.context import Packed
 from terakoya.model.model import Model
 from terakoya.models import find, open_model
+from terakoya.ngram.model import NGram
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.objectives.contrast import Pool, pooled
 from terakoya.train.objectives.rows import Rich, laid
+from terakoya.train.objectives.sight import guessed
 from terakoya.train.objectives.signs import MASK, SPELLINGS, Signs
 from terakoya.tune.heads.examples import Example, Stretch
 from terakoya.tune.heads.head import Card, head_of, open_head, vectors
 from terakoya.tune.heads.kinds import Choose, Classify, Embed, Extract, Regress, Tag
 from terakoya.tune.heads.reading import Reader
-from terakoya.tune.heads.rewrite import beam, rewrite
+from terakoya.tune.heads.rewrite import beam, rewrite, sources_of
 from terakoya.tune.heads.work import answers, forward, pieces
 from terakoya.zoo.convert import Loaded, read_json
 
@@ -54,7 +57,7 @@ class Reading:
 
     @property
     def reader(self) -> Reader:
-        return Reader(self.tokenizer, self.model.spec.context)
+        return Reader(self.tokenizer, self.model.spec.context, hint="the model reads no more; shorten the text")
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,9 @@ def fill(reading: Reading, text: str, *, top: int = 5) -> list[list[Guess]]:
 
     Several gaps are guessed each for itself, with the others still hidden.
     """
-    if reading.model.spec.sort != "encoder":
-        raise TerakoyaError("fill", "needs a masked language model", given=reading.model.spec.sort)
+    _names(reading.model)
+    if top < 1:
+        raise TerakoyaError("top", given=top, allowed="1 or more")
     signs = Signs(reading.tokenizer)
     name = next(s for s in SPELLINGS[MASK] if s in reading.tokenizer.specials) if signs.mask >= 0 else MASK
     parts: list[tuple[str, bool]] = []
@@ -137,14 +141,27 @@ def fill(reading: Reading, text: str, *, top: int = 5) -> list[list[Guess]]:
         raise TerakoyaError("text", "has no gap to fill", hint=f"write {MASK} where a word is missing")
     ids = reading.reader.read([np.array(reading.tokenizer.encode_parts(parts), np.int64)], "text").ids
     tokens = torch.from_numpy(ids).to(_device(reading.model))
-    hidden = reading.model(tokens, Packed([len(ids)], tokens.device))[tokens == signs.mask]
-    chances = reading.model.head(hidden).float().softmax(-1)
-    chances[:, torch.from_numpy(signs.special).to(tokens.device)] = 0.0
-    best = chances.topk(min(top, chances.shape[-1]), -1)
+    hidden = guessed(reading.model, tokens, [len(ids)], tokens == signs.mask)
+    words = torch.from_numpy(signs.ordinary).to(tokens.device)  # a table may have rows beyond the vocabulary
+    best = reading.model.head(hidden).float().softmax(-1)[:, words].topk(min(top, len(words)), -1)
     return [
-        [Guess(reading.tokenizer.decode([i]), p) for i, p in zip(row, share, strict=True)]
-        for row, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        [Guess(_spelt(reading.tokenizer, i), p) for i, p in zip(row, share, strict=True)]
+        for row, share in zip(words[best.indices].tolist(), best.values.tolist(), strict=True)
     ]
+
+
+def _names(model: Model) -> None:
+    """Raise where a model does not name hidden words."""
+    s = model.spec
+    if s.sort != "encoder" or s.head.scores != "words":
+        given = s.sort if s.sort != "encoder" else "an encoder without a head for words"
+        raise TerakoyaError("fill", "needs a masked language model", given=given)
+
+
+def _spelt(tokenizer: Tokenizer, id: int) -> str:
+    """Spell a piece; bytes that are no character by themselves as SentencePiece names them: <0xE3>."""
+    text = tokenizer.decode([id])
+    return text if "\ufffd" not in text else "".join(f"<0x{b:02X}>" for b in tokenizer.token_bytes(id))
 
 
 # Vectors
@@ -152,7 +169,16 @@ def fill(reading: Reading, text: str, *, top: int = 5) -> list[list[Guess]]:
 
 @torch.inference_mode()
 def embed(reading: Reading, texts: Sequence[str], *, batch: int = 32) -> Tensor:
-    """Make one vector of each text: -> (N, D), pooled and normalised as the model's folder says."""
+    """Make one vector of each text: -> (N, D), pooled and normalised as the model's folder says.
+
+    Of an encoder–decoder, by its encoder (Ni 2021, Sentence-T5).
+    """
+    if isinstance(texts, str):
+        raise TerakoyaError("texts", "are a list of texts, not one text", given=texts[:40])
+    if isinstance(reading.model, NGram):
+        raise TerakoyaError("embed", "an n-gram model counts: it has no vectors", hint="terakoya vectors learns some")
+    if reading.model.spec.encoder is not None:
+        return _encoded(reading, texts, batch)
     rows, reader = [], reading.reader
     encoded = reader.encode(texts)
     for first in range(0, len(texts), batch):
@@ -163,6 +189,20 @@ def embed(reading: Reading, texts: Sequence[str], *, batch: int = 32) -> Tensor:
             pooled(reading.model(tokens, ctx), torch.tensor(ctx.cu, device=tokens.device), reading.pool).float()
         )
     found = torch.cat(rows) if rows else torch.zeros(0, reading.model.spec.out_dim)
+    return F.normalize(found, dim=-1) if reading.normalise else found
+
+
+def _encoded(reading: Reading, texts: Sequence[str], batch: int) -> Tensor:
+    """Make vectors of the sources that an encoder–decoder reads: -> (N, D)."""
+    model, device = reading.model, _device(reading.model)
+    assert model.spec.encoder is not None
+    sources, rows = sources_of(model, reading.tokenizer, texts), []
+    for first in range(0, len(sources), batch):
+        some = sources[first : first + batch]
+        read = model.encode(torch.tensor([i for ids in some for i in ids], device=device), [len(ids) for ids in some])
+        cu = torch.tensor([0, *accumulate(read.lengths)], device=device)
+        rows.append(pooled(read.hidden, cu, reading.pool).float())
+    found = torch.cat(rows) if rows else torch.zeros(0, model.spec.encoder.out_dim)
     return F.normalize(found, dim=-1) if reading.normalise else found
 
 

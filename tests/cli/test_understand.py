@@ -54,6 +54,34 @@ def test_eval_flags_what_is_no_likelihood(bert: Path, tmp_path: Path, capfd: pyt
     assert "not a likelihood" in " ".join(shown.split())
 
 
+def test_recipes_come_with_the_package(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A reader's folder has no recipes/ of its own: `tune head-jnli` finds the package's, as `train` does."""
+    rows = written(tmp_path, rows_of(Classify()))
+    monkeypatch.chdir(tmp_path)
+    for name in ("head-jnli", "jnli"):
+        shown = said(capfd, "tune", name, f"model={bert}", f"data.source={rows}", "rows.context=60", "budget.steps=1",
+                     "device=cpu", "--run", tmp_path / name)  # fmt: skip
+        assert "heldout_accuracy" in shown
+    assert "did you mean 'head-jnli'" in wrong(capfd, "tune", "head-jnly")
+
+
+def test_what_encoders_and_their_kin_cannot_do(bert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "two or more" in wrong(capfd, "embed", bert, "猫", "--near")
+    (tmp_path / "t.txt").write_text("いろは", encoding="utf-8")
+    assert "window" in wrong(capfd, "eval", bert, "--text", tmp_path / "t.txt", "--window", 0)
+    grams = tmp_path / "grams"
+    text = tmp_path / "t.jsonl"
+    text.write_text("".join(f'{{"text": "いろはにほへと{i}"}}\n' for i in range(60)), encoding="utf-8")
+    said(capfd, "train", "ngram", f"corpus.source={text}", "tokenizer.type=bytes", "--run", grams)
+    assert "no vectors" in wrong(capfd, "embed", grams, "猫")
+    rows = written(tmp_path, rows_of(Classify()))
+    asked = (f"model={grams}", f"data.source={rows}", "rows.context=60", "budget.steps=1", "device=cpu")
+    assert "counts" in wrong(capfd, "tune", FOLDER / "head-jnli.toml", *asked, "--run", tmp_path / "probe")
+    assert not (tmp_path / "probe").exists()
+
+
 def test_tune_a_head_and_classify(bert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = written(tmp_path, rows_of(Classify()))
     small = (f"model={bert}", f"data.source={rows}", "budget.steps=2", "rows.count=4", "rows.context=60", "device=cpu")

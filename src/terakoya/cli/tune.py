@@ -9,6 +9,7 @@ from typing import Any
 from terakoya import config, device
 from terakoya.cli import show as screen
 from terakoya.cli.folder import kept_if_whole
+from terakoya.cli.train import RECIPES
 from terakoya.errors import TerakoyaError, nearest
 from terakoya.model.build import count
 from terakoya.models import find, open_model
@@ -20,8 +21,6 @@ from terakoya.tune.recipe import Tune
 from terakoya.tune.reward import open_reward
 from terakoya.tune.run import Tuner, prepare
 from terakoya.zoo.convert import Loaded
-
-RECIPES = Path("recipes")
 
 
 def tune(args: argparse.Namespace) -> None:
@@ -133,7 +132,8 @@ def _found(name: str) -> tuple[Path, Path | None]:
         return path / "recipe.toml", path
     if path.suffix == ".toml" or path.is_file():
         return path, None
-    known = {p.stem: p for kind in ("tune", "head") for p in sorted(RECIPES.glob(f"{kind}-*.toml"))}
+    homes = reversed(RECIPES)
+    known = {p.stem: p for home in homes for kind in ("tune", "head") for p in sorted(home.glob(f"{kind}-*.toml"))}
     for key in (name, f"tune-{name}", f"head-{name}"):
         if key in known:
             return known[key], None

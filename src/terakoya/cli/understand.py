@@ -29,6 +29,8 @@ def fill(args: argparse.Namespace) -> None:
 def embed(args: argparse.Namespace) -> None:
     """Print one JSON line per text, or how near the texts are to each other."""
     texts = args.texts or _lines()
+    if args.near and len(texts) < 2:
+        raise TerakoyaError("--near", "compares texts, and there is one", hint="give two or more")
     vectors = understand.embed(understand.open(args.model), texts)
     if not args.near:
         for text, vector in zip(texts, vectors.tolist(), strict=True):

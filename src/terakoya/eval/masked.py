@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from terakoya.errors import TerakoyaError
-from terakoya.model.context import Packed
 from terakoya.model.model import Model
 from terakoya.tokenizer import Tokenizer
+from terakoya.train.objectives.sight import guessed
 from terakoya.train.objectives.signs import Signs
 
 
@@ -39,10 +39,12 @@ def pseudo(model: Model, tokenizer: Tokenizer, texts: Iterable[str], *, window: 
     """Hide each token once: Σ -log p(token | all others), texts in stretches of `window` tokens, each for itself."""
     if model.spec.sort != "encoder":
         raise TerakoyaError("model", "is scored by its likelihood, not by masks", given=model.spec.sort)
+    if model.spec.head.scores != "words":
+        raise TerakoyaError("model", "names no hidden words, so there is nothing to score")
     signs = Signs(tokenizer)
     before, after = signs.frame
     room = model.spec.context - len(before) - len(after)
-    window = window or min(room, 256)
+    window = min(room, 256) if window is None else window
     if not 1 <= window <= room:
         raise TerakoyaError("window", given=window, allowed=f"1 to {room}")
     nats, tokens, size = 0.0, 0, 0
@@ -57,8 +59,10 @@ def pseudo(model: Model, tokenizer: Tokenizer, texts: Iterable[str], *, window: 
             for some in at.split(max(1, 8192 // len(row))):
                 rows = row.repeat(len(some), 1)
                 rows[torch.arange(len(some)), some] = signs.mask
-                hidden = model(rows.flatten(), Packed([len(row)] * len(some), device)).view(len(some), len(row), -1)
-                scores = model.head(hidden[torch.arange(len(some)), some]).float()
+                gaps = torch.zeros_like(rows, dtype=torch.bool)
+                gaps[torch.arange(len(some)), some] = True
+                hidden = guessed(model, rows.flatten(), [len(row)] * len(some), gaps.flatten())
+                scores = model.head(hidden).float()
                 nats += torch.nn.functional.cross_entropy(scores, row[some], reduction="sum").item()
             tokens += len(part)
     if not tokens:

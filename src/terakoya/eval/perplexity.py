@@ -41,7 +41,10 @@ def score(model: Model, tokenizer: Tokenizer, texts: Iterable[str], *, window: i
 
     `window` is the most tokens a prediction may look at; default: the model's context, at most 2048.
     """
-    window = window or min(model.spec.context, 2048)
+    if model.spec.encoder is not None:
+        problem = "writes one text from another, so a text by itself has no likelihood"
+        raise TerakoyaError("model", problem, given=model.spec.sort)
+    window = min(model.spec.context, 2048) if window is None else window
     if not 2 <= window <= model.spec.context:
         raise TerakoyaError("window", given=window, allowed=f"2 to the model's context, {model.spec.context}")
     prefix, suffix = tokenizer.wrap()

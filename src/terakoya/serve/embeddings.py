@@ -16,6 +16,7 @@ from torch import Tensor
 
 from terakoya.engine.embed import Pooling, batches, check, embed, shortened
 from terakoya.engine.request import EngineError
+from terakoya.ngram.model import NGram
 from terakoya.serve.asking import text_ids
 from terakoya.serve.fields import Id, Strict
 from terakoya.serve.house import House
@@ -103,7 +104,7 @@ async def vectors(
     try:
         if served.encoder and how is not None:
             raise Problem(400, "pooling: this model has its own", param="pooling")
-        if not served.encoder and served.loaded.spec.sort != "decoder":
+        if not served.encoder and (served.loaded.spec.sort != "decoder" or isinstance(served.loaded.model, NGram)):
             raise Problem(400, f"{name} has no vectors for texts", param="model", code="model_not_supported")
         texts = await asyncio.to_thread(_ids, served, given, house.limits.waiting_tokens, cut)
         rows: list[Tensor | None] = [None] * len(texts)

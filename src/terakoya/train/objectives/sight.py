@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.context import Packed
+from terakoya.model.model import Model
 from terakoya.ops.attend import Bias, Look
 
 
@@ -51,6 +52,21 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tens
     gqa = q.shape[2] != k.shape[2]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa).transpose(1, 2)
+
+
+def guessed(model: Model, tokens: Tensor, lengths: Sequence[int], gaps: Tensor) -> Tensor:
+    """Read pieces side by side and return the vectors of their gaps: tokens (T,), gaps (T,) bool -> (N, D).
+
+    XLNet asks by a vector of its own in the place of a gap, which nobody sees (Yang 2019); all others by [MASK].
+    """
+    if (asks := model.embed.asks) is None:
+        return model(tokens, Packed(lengths, tokens.device))[gaps]
+    positions = torch.cat([torch.arange(n, device=tokens.device) for n in lengths])
+    seen = [gap.logical_not() if not gap.all() else gap for gap in gaps.split(list(lengths))]
+    ctx = Masked([0, *accumulate(lengths)], positions, [s[None].expand(len(s), -1) for s in seen])
+    at = gaps.nonzero()[:, 0]
+    ctx.share("vectors", lambda: (at, asks[0].expand(len(at), -1)))
+    return model(tokens, ctx)[gaps]
 
 
 def prefixed(batch: Batch, lengths: Tensor) -> Masked:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from terakoya.errors import TerakoyaError
@@ -72,8 +74,14 @@ def texts_of(place: str, row: Row) -> tuple[str, ...]:
 def _text(place: str, row: Row, name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise TerakoyaError(f"{place}: {name}", given=value, allowed="a text that is not blank")
+        raise _wrong(place, name, value, "a text that is not blank")
     return value
+
+
+def _wrong(place: str, name: str, value: object, allowed: str) -> TerakoyaError:
+    """Say that a field is missing, or that what stands there will not do."""
+    problem = "is missing" if value is None else ""
+    return TerakoyaError(f"{place}: {name}", problem, given=value, allowed=allowed)
 
 
 def _classify(place: str, row: Row) -> Example:
@@ -81,7 +89,7 @@ def _classify(place: str, row: Row) -> Example:
     if "choices" in row:
         label = _candidates(place, row)[_index(place, row)]
     if not isinstance(label, str | int) or isinstance(label, bool):
-        raise TerakoyaError(f"{place}: label", given=label, allowed="a text or a number, or choices and answer")
+        raise _wrong(place, "label", label, "a text or a number, or choices and answer")
     return Example(place, texts_of(place, row), str(label), pair=True)
 
 
@@ -96,7 +104,10 @@ def _choose(place: str, row: Row) -> Example:
 
 def _numbered(place: str, row: Row) -> Example:
     """Read a question put to a chat model: the candidates are numbered lines, `answer` is one of them."""
-    asked = row["messages"][0]["content"]
+    first = next(iter(row["messages"]), None) if isinstance(row["messages"], Sequence) else None
+    asked = first.get("content") if isinstance(first, dict) else None
+    if not isinstance(asked, str):
+        raise TerakoyaError(f"{place}: messages", "do not begin with a question", allowed="a list of role and content")
     found = [c.strip() for c in NUMBERED.findall(asked)]
     answer = row.get("answer")
     if len(found) < 2 or answer not in found:
@@ -107,21 +118,23 @@ def _numbered(place: str, row: Row) -> Example:
 def _candidates(place: str, row: Row) -> list[str]:
     given = row.get("choices")
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) < 2:
-        raise TerakoyaError(f"{place}: choices", given=given, allowed="a list of two or more texts")
+        raise _wrong(place, "choices", given, "a list of two or more texts")
+    if blank := [c for c in given if not isinstance(c, str | int | float) or not str(c).strip()]:
+        raise TerakoyaError(f"{place}: choices", given=blank[0] or str(blank[0]), allowed="texts that are not blank")
     return [str(c) for c in given]
 
 
 def _index(place: str, row: Row) -> int:
     value, count = row.get("answer"), len(_candidates(place, row))
-    if not isinstance(value, int) or not 0 <= value < count:
-        raise TerakoyaError(f"{place}: answer", given=value, allowed=f"0 to {count - 1}, the index of a choice")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
+        raise _wrong(place, "answer", value, f"0 to {count - 1}, the index of a choice")
     return value
 
 
 def _regress(place: str, row: Row) -> Example:
     value = row.get("score", row.get("label"))
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TerakoyaError(f"{place}: score", given=value, allowed="a number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise _wrong(place, "score", value, "a number")
     return Example(place, texts_of(place, row), float(value), pair=True)
 
 
@@ -138,8 +151,12 @@ def _tag(place: str, row: Row) -> Example:
     if given is None and isinstance(row.get("readings"), Sequence):  # where the author gave a reading: furigana
         given = [item | {"label": "ruby"} if isinstance(item, dict) else item for item in row["readings"]]
     if not isinstance(given, Sequence):
-        raise TerakoyaError(f"{place}: spans", given=given, allowed="a list of tables with start, end and label")
-    return Example(place, (text,), tuple(_stretch(place, text, item) for item in given))
+        raise _wrong(place, "spans", given, "a list of tables with start, end and label")
+    found = sorted((_stretch(place, text, item) for item in given), key=lambda s: s.start)
+    for one, other in pairwise(found):
+        if other.start < one.end:  # a token has one label
+            raise TerakoyaError(f"{place}: spans", "overlap", given=f"{one.start}–{one.end}, {other.start}–{other.end}")
+    return Example(place, (text,), tuple(found))
 
 
 def _stretch(place: str, text: str, item: Any) -> Stretch:
@@ -153,12 +170,16 @@ def _stretch(place: str, text: str, item: Any) -> Stretch:
 
 def _extract(place: str, row: Row) -> Example:
     text, question, given = _text(place, row, "context"), _text(place, row, "question"), row.get("answers")
-    starts: list[Any] = []
+    starts: Any = ()
     if isinstance(given, dict):  # SQuAD
-        starts, given = list(given.get("answer_start", ())), given.get("text")
+        starts, given = given.get("answer_start", ()), given.get("text")
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        raise TerakoyaError(f"{place}: answers", given=given, allowed="a list of texts that stand in the context")
-    start = int(starts[0]) if starts else text.find(given[0])
+        raise _wrong(place, "answers", given, "a list of texts that stand in the context")
+    for answer in given:
+        _text(place, {"answers": answer}, "answers")
+    if not isinstance(starts, Sequence) or (starts and (not isinstance(starts[0], int) or isinstance(starts[0], bool))):
+        raise TerakoyaError(f"{place}: answer_start", given=starts, allowed="a list of places in the context, from 0")
+    start = starts[0] if starts else text.find(given[0])
     if start < 0 or text[start : start + len(given[0])] != given[0]:
         raise TerakoyaError(f"{place}: answers", "does not stand in the context", given=given[0])
     stretch = Stretch(start, start + len(given[0]), "answer")

@@ -11,6 +11,8 @@ from terakoya.errors import TerakoyaError
 from terakoya.tokenizer import Tokenizer
 from terakoya.train.objectives.signs import Signs
 
+HINT = "raise rows.context, or leave such rows out with data.overlong = drop"  # to those who tune
+
 
 @dataclass(frozen=True)
 class Read:
@@ -24,8 +26,8 @@ class Read:
 class Reader:
     """[CLS] A [SEP], or [CLS] A [SEP] B [SEP], in the vocabulary's own marks (Devlin 2018)."""
 
-    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
-        self.tokenizer, self.context, self.signs = tokenizer, context, Signs(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, context: int, hint: str = HINT) -> None:
+        self.tokenizer, self.context, self.signs, self.hint = tokenizer, context, Signs(tokenizer), hint
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode texts that anyone may have written."""
@@ -38,8 +40,8 @@ class Reader:
         pieces = [before, parts[0], after] if len(parts) == 1 else [before, parts[0], gap, parts[1], after]
         ids = np.concatenate(pieces)
         if len(ids) > self.context:
-            hint = "raise rows.context, or leave such rows out with data.overlong = drop"
-            raise Overlong(place, f"has {len(ids)} tokens, more than the context of {self.context}", hint=hint)
+            problem = f"has {len(ids)} tokens, more than the context of {self.context}"
+            raise Overlong(place, problem, hint=self.hint)
         second = len(before) + len(parts[0]) + len(gap) if len(parts) > 1 else len(ids)
         return Read(ids, (np.arange(len(ids)) >= second).astype(np.int64), len(before))
 

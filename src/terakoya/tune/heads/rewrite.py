@@ -34,16 +34,23 @@ def pair_of(reader: Reader, source: np.ndarray, example: Example) -> Piece:
     return paired(np.append(source, end), np.append(target, end), reader.signs.start, joined=False)
 
 
+def sources_of(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Encode what the encoder is to read, each text and its end; an error where one does not fit."""
+    assert model.spec.encoder is not None
+    room, end = model.spec.encoder.context, Signs(tokenizer).end
+    sources = [[*ids, end] for ids in tokenizer.encode_batch(list(texts))]
+    for i, ids in enumerate(sources):
+        if len(ids) > room:
+            name = f"text {i}" if len(texts) > 1 else "text"
+            raise TerakoyaError(name, f"has {len(ids)} tokens, more than the {room} that the encoder reads")
+    return sources
+
+
 @torch.inference_mode()
 def rewrite(model: Model, tokenizer: Tokenizer, texts: Sequence[str], *, most: int = LONGEST) -> list[str]:
     """Write the target of each source, always the likeliest token, until it ends or `most` tokens are written."""
     signs, device = Signs(tokenizer), next(model.parameters()).device
-    sources = [[*ids, signs.end] for ids in tokenizer.encode_batch(list(texts))]
-    assert model.spec.encoder is not None
-    for i, ids in enumerate(sources):
-        if len(ids) > model.spec.encoder.context:
-            room = f"at most {model.spec.encoder.context} tokens"
-            raise TerakoyaError(f"text {i + 1}", given=f"{len(ids)} tokens", allowed=room)
+    sources = sources_of(model, tokenizer, texts)
     flat = torch.tensor([i for ids in sources for i in ids], device=device)
     memory = Memory(len(texts), source=model.encode(flat, [len(ids) for ids in sources]))
     tokens = torch.full((len(texts),), signs.start, device=device)
@@ -66,7 +73,7 @@ def rewrite(model: Model, tokenizer: Tokenizer, texts: Sequence[str], *, most: i
 def beam(model: Model, tokenizer: Tokenizer, text: str, *, width: int = 4, most: int = LONGEST) -> str:
     """Write a target by beam search: the best mean log-probability per token among `width` hypotheses (Graves 2012)."""
     signs, device = Signs(tokenizer), next(model.parameters()).device
-    read = [*tokenizer.encode(text), signs.end]
+    (read,) = sources_of(model, tokenizer, [text])
     source = model.encode(torch.tensor(read, device=device), [len(read)])
     going: list[tuple[float, list[int]]] = [(0.0, [])]
     done: list[tuple[float, list[int]]] = []
@@ -106,7 +113,7 @@ class Watched(Packed):
 def attention(model: Model, tokenizer: Tokenizer, source: str, target: str) -> tuple[Tensor, list[str], list[str]]:
     """Return what each target token looks at, averaged over heads: (L, T, S), with the tokens of both sides."""
     signs, device = Signs(tokenizer), next(model.parameters()).device
-    read = [*tokenizer.encode(source), signs.end]
+    (read,) = sources_of(model, tokenizer, [source])
     said = [*tokenizer.encode(target), signs.end]
     ctx = Watched(len(said), model.encode(torch.tensor(read, device=device), [len(read)]))
     model(torch.tensor([signs.start, *said[:-1]], device=device), ctx)

@@ -12,6 +12,7 @@ from terakoya.data.batch import Batch
 from terakoya.errors import TerakoyaError
 from terakoya.model.build import parameters
 from terakoya.model.elmo import ElmoVectors
+from terakoya.ngram.model import NGram
 from terakoya.tokenizer import Tokenizer
 from terakoya.train import own
 from terakoya.train.checkpoint import Checkpoint
@@ -113,6 +114,8 @@ def prepare(run: Run, recipe: Fit, loaded: Loaded) -> Fitter:
     place = device.choose(recipe.device, recipe.precision)
     if loaded.tokenizer is None:
         raise TerakoyaError(recipe.model, "has no tokenizer")
+    if isinstance(loaded.model, NGram):
+        raise TerakoyaError(recipe.model, "is an n-gram model, which counts: it has no vectors for a head to read")
     if recipe.rows.context > loaded.spec.context:
         most = f"at most the model's {loaded.spec.context}"
         raise TerakoyaError("rows.context", given=recipe.rows.context, allowed=most)

@@ -191,7 +191,7 @@ def card_of(kind: Kind, learn: Sequence[Example]) -> Card:
             values = [float(x.answer) for x in learn if isinstance(x.answer, float)]
             if kind.loss == "cosine" and len(values) < len(learn):
                 raise TerakoyaError("data", "has rows without a score", hint='head.loss = "contrast" needs none')
-            return Card(kind, scale=(0.0, max(values, default=1.0) or 1.0))
+            return Card(kind, scale=(0.0, max(map(abs, values), default=1.0) or 1.0))
         case _:
             return Card(kind)
 
