@@ -46,7 +46,8 @@ class RGLRU(Mixer):
             for w, b in ((self.take, self.take_bias), (self.keep, self.keep_bias))
         )
         fall = -C * F.softplus(exact(self.decay))
-        fresh = (ctx.pos[order.first] == 0).to(fall.dtype)
+        first = ctx.pos if order.count == x.shape[0] else ctx.pos[order.first]
+        fresh = (first == 0).to(fall.dtype)
         y, last = by.rglru(u, take, keep, self.gate(x), fall, fresh, order, start)
         ctx.commit(self.layer, (tail, last))
         return self.o(y)

@@ -36,8 +36,9 @@ def gates(
 ) -> tuple[Tensor, Tensor]:
     """Return what RG-LRU keeps and adds: a = e^(sigmoid(keep) fall) and sqrt(1 - a^2) sigmoid(take) u, both (T, D)."""
     log_a = torch.sigmoid(keep).to(fall.dtype) * fall
-    begins = torch.zeros(u.shape[0], 1, dtype=torch.bool, device=u.device)
-    begins[sequences.first] = fresh[:, None] != 0
+    begins = fresh[:, None] != 0
+    if sequences.count < u.shape[0]:  # else every token is the first of its sequence, and nothing is looked up
+        begins = torch.zeros(u.shape[0], 1, dtype=torch.bool, device=u.device).index_copy(0, sequences.first, begins)
     room = torch.sqrt(-torch.expm1(2 * log_a)).masked_fill(begins, 1.0)
     return log_a.exp(), room * (u * torch.sigmoid(take)).to(fall.dtype)
 
