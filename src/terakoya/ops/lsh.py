@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SELF = -1e5  # the score of a token for itself
+SELF, SELF_HALF = -1e5, -1e3  # the score of a token for itself; where float16 holds no more, as in transformers
 
 
 def attend(qk: Tensor, v: Tensor, turns: Tensor, chunk: int, factors: Sequence[int] = (), room: int = 0) -> Tensor:
@@ -63,7 +63,7 @@ def full(q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
     scores = q.transpose(0, 1) @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5
     q_pos = torch.arange(start, start + q.shape[0], device=q.device)[:, None]
     k_pos = torch.arange(k.shape[0], device=q.device)
-    scores = scores.masked_fill(q_pos == k_pos, SELF).masked_fill(q_pos < k_pos, float("-inf"))
+    scores = scores.masked_fill(q_pos == k_pos, _self(q)).masked_fill(q_pos < k_pos, float("-inf"))
     return (scores.softmax(-1) @ v.transpose(0, 1)).transpose(0, 1)
 
 
@@ -84,12 +84,15 @@ def _round(q: Tensor, v: Tensor, order: Tensor, before: Tensor) -> tuple[Tensor,
     qs, ks, vs = taken(q)[:, 1:], _pairs(taken(unit(q))), _pairs(taken(v))
     scores = qs @ ks.transpose(-1, -2) * q.shape[-1] ** -0.5
     mine, theirs = pos[:, 1:, :, None], _pairs(pos)[..., None, :]
-    scores = scores.masked_fill(mine == theirs, SELF).masked_fill((mine < theirs) | (theirs == T), float("-inf"))
+    scores = scores.masked_fill(mine == theirs, _self(q)).masked_fill((mine < theirs) | (theirs == T), float("-inf"))
     scores = torch.where((mine == T) & (theirs == T), 0.0, scores)  # nobody sees nobody: a number, and dropped
-    total = scores.logsumexp(-1, keepdim=True)
-    y = (scores - total).exp() @ vs
+    y = scores.softmax(-1) @ vs  # not e^(scores - total): near SELF numbers lie far apart
     back = order.argsort(-1)[:, :T]
-    return _gather(y.flatten(1, 2), back), total.flatten(1).gather(1, back)
+    return _gather(y.flatten(1, 2), back), scores.logsumexp(-1).flatten(1).gather(1, back)
+
+
+def _self(like: Tensor) -> float:
+    return SELF_HALF if like.dtype == torch.float16 else SELF
 
 
 def _gather(x: Tensor, rows: Tensor) -> Tensor:

@@ -70,9 +70,9 @@ class Taught(Task):
         if tokenizer is None or tokenizer.description() != self.signs.tokenizer.description():
             hint = "set tokenizer.path to the teacher's"
             raise TerakoyaError("objective.teacher", "has another vocabulary", given=self.plan.teacher, hint=hint)
-        if self.plan.cosine and teacher.spec.dim != self.spec.dim:
-            wide = f"{self.spec.dim} wide, or objective.cosine=0"
-            raise TerakoyaError("objective.teacher", given=f"{teacher.spec.dim} wide", allowed=wide)
+        if self.plan.cosine and teacher.spec.out_dim != self.spec.out_dim:
+            wide = f"{self.spec.out_dim} wide, or objective.cosine=0"
+            raise TerakoyaError("objective.teacher", given=f"{teacher.spec.out_dim} wide", allowed=wide)
         self.teacher = teacher.requires_grad_(False).eval()
 
     def arrange(self, batch: Batch, step: int) -> Batch:
