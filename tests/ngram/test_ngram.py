@@ -209,6 +209,15 @@ def test_the_verbs_of_networks_serve_it(trained: Path, terakoya: Terakoya) -> No
         assert not Path("new").exists()
 
 
+def test_what_counts_are_not_written_for_others(trained: Path, terakoya: Terakoya) -> None:  # noqa: F811
+    for words in (["convert", trained, "out"], ["convert", trained, "out.gguf", "--to", "gguf"],
+                  ["quantize", trained, "--to", "int8", "--no-speed"]):  # fmt: skip
+        said = terakoya(*words)
+        assert (said.code, said.err.count("\n")) == (2, 1), said.err
+        assert "other programs do not know" in said.err or "no weights to pack" in said.err
+        assert not Path("out").exists() and not Path("out.gguf").exists()
+
+
 def test_it_is_scored_as_networks_are(trained: Path) -> None:
     loaded = open_model(str(trained))
     model, tokenizer = folder.open_ngram(trained / "steps" / "step-00000001" / "model")

@@ -167,6 +167,17 @@ def test_the_verbs(tmp_path: Path, terakoya: Terakoya) -> None:  # noqa: F811
     assert terakoya("vectors", "neighbours", "v.bin", "tea").code == 0
 
 
+def test_japanese_words_come_apart_into_short_parts(tmp_path: Path, terakoya: Terakoya) -> None:  # noqa: F811
+    (tmp_path / "text.txt").write_text("海と空と山。\n" * 9, encoding="utf-8")
+    said = terakoya("vectors", "train", "text.txt", "chars", "--split", "chars", "--subwords", "--dim", 4,
+                    "--epochs", 1)  # fmt: skip
+    assert said.code == 0, said.err
+    made = open_vectors(tmp_path / "chars").subwords
+    assert made is not None and (made.shortest, made.longest) == (1, 3)
+    assert terakoya("vectors", "neighbours", "chars", "海空").code == 0
+    assert "is empty" in terakoya("vectors", "neighbours", "chars", "").err
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -176,6 +187,11 @@ def test_the_verbs(tmp_path: Path, terakoya: Terakoya) -> None:  # noqa: F811
         (["train", "text.txt", "v", "--min-count", 99], "fewer than two words"),
         (["train", "text.txt", "v", "--parts", "none.txt"], "none.txt"),
         (["train", "nowhere", "v"], "nowhere"),
+        (["train", "text.txt", "v", "--seed", -1], "--seed"),
+        (["train", "text.txt", "v", "--method", "glove", "--negative", 5], "--negative"),
+        (["train", "text.txt", "v", "--method", "glove", "--sample", 0], "--sample"),
+        (["train", "text.txt", "v", "--min-n", 2], "add --subwords"),
+        (["train", "text.txt", "v", "--buckets", 9], "add --subwords"),
         (["neighbours", "nowhere", "x"], "nowhere"),
         (["neighbours", "text.txt", "x"], "no word2vec file"),
     ],

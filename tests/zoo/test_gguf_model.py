@@ -19,9 +19,10 @@ from terakoya.models import open_model
 from terakoya.quant.linear import packed_layers
 from terakoya.tokenizer import Tokenizer
 from terakoya.tokenizer.gguf_write import to_gguf
+from terakoya.zoo import lineage
 from terakoya.zoo.convert import Loaded, load
 from terakoya.zoo.gguf import GGUF
-from terakoya.zoo.gguf_model import MIXTURES, save_gguf
+from terakoya.zoo.gguf_model import MIXTURES, metadata, save_gguf
 from tests.quant.small import TEXTS, logits, small, tokenizer
 
 NAME = "smollm2-135m-instruct"
@@ -126,6 +127,16 @@ def answered(server: Any, prompt: Any, count: int) -> tuple[str, list[int], list
 
 
 @SMOLLM2
+@pytest.mark.parametrize(
+    "family",
+    ["rnn", "lstm", "gru", "linear-attention", "s4", "s4d", "h3", "hyena", "retnet", "gated-deltanet", "rwkv7", "rwkv",
+     "mamba", "mamba2", "jamba", "recurrentgemma", "sparse-transformer", "reformer", "transformer-xl", "bert", "t5"],
+)  # fmt: skip
+def test_what_is_not_built_like_llama_says_so(family: str) -> None:
+    with pytest.raises(TerakoyaError, match="is not built like LLaMA"):
+        metadata(lineage.sized(f"{family}/nano"), family)
+
+
 @LLAMA
 @pytest.mark.parity
 @pytest.mark.parametrize(

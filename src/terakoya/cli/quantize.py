@@ -27,6 +27,7 @@ from terakoya.quant.calibrate import calibrate
 from terakoya.quant.codecs import Codec, Int4, Int8, named
 from terakoya.quant.linear import nbytes, quantise
 from terakoya.tokenizer import Tokenizer
+from terakoya.zoo import lineage
 from terakoya.zoo.convert import Loaded, plain, save
 
 LENGTH = 512  # tokens of a text for calibration
@@ -49,7 +50,7 @@ def quantize(args: argparse.Namespace) -> None:
     if args.out and not is_free(Path(args.out)):
         raise TerakoyaError(args.out, "exists already", hint="choose a new folder")
     loaded = replace(plain(open_model(args.model)), source=None)
-    if not isinstance(loaded.model, Model):
+    if not isinstance(loaded.model, Model) or loaded.family not in lineage.families():
         raise TerakoyaError(args.model, "has no weights to pack")
     tokenizer = tokenizer_of(loaded)
     texts = [d.text for d in corpus.read(Path(args.text))] if args.text else []

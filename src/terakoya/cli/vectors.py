@@ -12,7 +12,7 @@ from terakoya.train.prepare import documents
 from terakoya.train.recipe import Corpus
 from terakoya.vectors.subword import Subwords, read_parts
 from terakoya.vectors.table import Found, open_vectors
-from terakoya.vectors.train import Epoch, Settings, learn
+from terakoya.vectors.train import Epoch, Settings, check, learn
 from terakoya.vectors.vocabulary import read
 from terakoya.vectors.words import sentences
 
@@ -23,11 +23,16 @@ def vectors(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    named = {"negative": args.negative, "sample": args.sample}
+    given = {name: value for name, value in named.items() if value is not None}
+    if args.method == "glove" and given:
+        raise TerakoyaError(f"--{next(iter(given))}", "goes with skipgram and cbow, not with glove")
     settings = Settings(
-        method=args.method, dim=args.dim, window=args.window, negative=args.negative, epochs=args.epochs,
-        sample=args.sample, rate=args.rate, seed=args.seed, threads=args.threads,
+        method=args.method, dim=args.dim, window=args.window, epochs=args.epochs, rate=args.rate, seed=args.seed,
+        threads=args.threads, **given,
     )  # fmt: skip
-    subwords = Subwords(args.min_n, args.max_n, args.buckets) if args.subwords or args.parts else None
+    subwords = _subwords(args)
+    check(settings, subwords)
     parts = read_parts(Path(args.parts)) if args.parts else {}
     if not is_free(Path(args.out)):  # before minutes of work
         raise TerakoyaError(args.out, "exists already", hint="choose a new folder")
@@ -43,6 +48,23 @@ def _train(args: argparse.Namespace) -> None:
     with new_folder(args.out) as folder:
         learn(settings, vocabulary, text, subwords, parts, watch).save(folder)
     screen.console.print(f"vectors in {args.out}; try: terakoya vectors neighbours {args.out} WORD", markup=False)
+
+
+def _subwords(args: argparse.Namespace) -> Subwords | None:
+    """Read how words come apart; a Japanese word is short, and so are its parts."""
+    options = {"--min-n": args.min_n, "--max-n": args.max_n, "--buckets": args.buckets}
+    if not args.subwords and not args.parts:
+        for option, value in options.items():
+            if value is not None:
+                raise TerakoyaError(option, "is for words in parts", given=value, hint="add --subwords")
+        return None
+    usual = Subwords(1, 3) if args.split in ("ja", "chars") else Subwords()
+    shortest, longest, buckets = options.values()
+    return Subwords(
+        usual.shortest if shortest is None else shortest,
+        usual.longest if longest is None else longest,
+        usual.buckets if buckets is None else buckets,
+    )
 
 
 def _neighbours(args: argparse.Namespace) -> None:

@@ -53,6 +53,8 @@ class Vectors:
 
     def vector(self, word: str) -> np.ndarray:
         """Return a word's vector (D,); an unknown word's from its parts, an error where there are none."""
+        if not word:
+            raise TerakoyaError("word", "is empty, and not in the vocabulary")
         if word in self.index:
             return self.table[self.index[word]]
         rows = self.subwords.rows(word, self.parts) if self.subwords else []

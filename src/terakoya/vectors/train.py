@@ -50,6 +50,8 @@ class Settings:
             raise TerakoyaError("--negative", given=self.negative, allowed="0 (hierarchical softmax) to 1000")
         if not 0 <= self.sample <= 1:
             raise TerakoyaError("--sample", given=self.sample, allowed="a share from 0 to 1")
+        if self.seed < 0:
+            raise TerakoyaError("--seed", given=self.seed, allowed="0 or more")
         if self.rate is not None and not 0 < self.rate < 10:
             raise TerakoyaError("--rate", given=self.rate, allowed="above 0, below 10")
 
@@ -72,6 +74,12 @@ Watch = Callable[[Epoch], None]
 LAST_RATE = 1e-4  # share of the first rate that is left at the end
 
 
+def check(settings: Settings, subwords: Subwords | None) -> None:
+    """Raise where settings do not go together."""
+    if settings.method == "glove" and subwords:
+        raise TerakoyaError("--subwords", "go with skipgram and cbow, not with glove")
+
+
 def learn(
     settings: Settings,
     vocabulary: Vocabulary,
@@ -82,8 +90,7 @@ def learn(
     engine: Engine = "auto",
 ) -> Vectors:
     """Learn vectors of a vocabulary from its text. Raises TerakoyaError for settings that do not go together."""
-    if settings.method == "glove" and subwords:
-        raise TerakoyaError("--subwords", "go with skipgram and cbow, not with glove")
+    check(settings, subwords)
     if parts and not subwords:
         raise TerakoyaError("--parts", "are subwords: they need --subwords")
     fast = _fast(engine)

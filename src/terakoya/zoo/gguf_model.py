@@ -119,7 +119,8 @@ def kind_of(name: str, tensor: Tensor, s: spec.Model, choose: Choose) -> BlockTy
 
 def metadata(s: spec.Model, family: str) -> dict[str, Any]:
     """Return what llama.cpp must know of a structure, if its `llama` architecture is that structure."""
-    if in_their_words(s, FAMILY) is None:
+    parts = select(s, "attention") and select(s, "mlp")  # without either there are no words of LLaMA's to look for
+    if not parts or in_their_words(s, FAMILY) is None:
         raise TerakoyaError(
             f"family {family}",
             "is not built like LLaMA, and other structures are not written as GGUF yet",
