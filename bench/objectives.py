@@ -88,8 +88,9 @@ from terakoya.tune.heads.work import Headed, Source, forward
 PLANS: dict[str, Plan] = {
     "causal": Causal(), "prefix": Prefix(), "fim": Fim(), "mtp": Mtp(), "mlm": Mlm(), "mlm-words": Mlm(unit="script"),
     "mlm-static": Mlm(copies=10), "nsp": Nsp(pool="segments"), "nsp-cls": Nsp(), "sop": Sop(), "rtd": Rtd(),
-    "rtd-tied": Rtd(tied=True, weight=5.0), "permute": Permute(), "spans": Spans(), "t5": Spans(), "ul2": Ul2(),
-    "bart": Bart(), "contrast": Contrast(), "crops": Contrast(views="crops", dropout=0.0), "distil": Distil("mlm"),
+    "rtd-tied": Rtd(tied=True, weight=5.0, mlm=Mlm(share=0.3, mask=1.0, random=0.0)), "permute": Permute(),
+    "spans": Spans(), "t5": Spans(), "ul2": Ul2(), "bart": Bart(), "distil": Distil("mlm"),
+    "contrast": Contrast(), "crops": Contrast(views="crops", dropout=0.0),
 }  # fmt: skip
 LEFTWARD = ("causal", "fim", "mtp", "prefix", "spans", "ul2", "bart")  # stacks that write: causal attention
 DOUBLE = ("t5",)  # an encoder and a decoder, of half the layers each
