@@ -13,6 +13,7 @@ PATTERNS = {
     "strided": Look(0.3, stride=8),
     "fixed": Look(0.3, fixed=(8, 3)),
     "banded": Look(0.3, window=8),
+    "near": Look(0.3, near=8),
 }
 
 
@@ -57,7 +58,8 @@ def test_hashing_sees_everything_when_its_chunks_cover_everything() -> None:
     want = lsh.full(qk, qk, v, 0)
     one = torch.zeros(2, 3, 8, 1, dtype=torch.float64)  # every vector in one bucket: the order of the text
     assert torch.allclose(lsh.attend(qk, v, one, chunk=64), want, atol=1e-10)
-    got = lsh._round(qk.transpose(0, 1), v.transpose(0, 1), torch.arange(60).expand(3, -1), 30)[0].transpose(0, 1)
+    turns = torch.randn(1, 3, 8, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    got = lsh.attend(qk, v, turns, chunk=30)  # of a ring of two, each is before the other
     assert torch.allclose(got, want, atol=1e-10)
     slope = some(60, 3, 5, seed=2)
     for a, b in zip(torch.autograd.grad(got, (qk, v), slope), torch.autograd.grad(want, (qk, v), slope), strict=True):
