@@ -6,7 +6,7 @@ For each objective: the held-out score beside its trivial baseline, and JNLI wit
 regression on the means u and v of both sentences, |u - v| and u * v) and fine-tuned from there, with 95 % intervals
 (Wilson). Results go to OUT/results.jsonl and weights to OUT/weights; what stands there is not run again, so that a long
 comparison can be done in parts (--only mlm --only rtd; --no-jnli first, JNLI later).
-"untrained" is the same network with its first weights.
+"untrained" is the same network with its first weights; "overlaps" is no network: JNLI from what two sentences share.
 
 The settings are those with which three minutes are enough. 1024 pieces: of 4096, most have been seen too seldom by then
 to be told from others. A rotary base of 100: that of 10,000 is for thousands of tokens, and a row has 96. Whether two
@@ -35,6 +35,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ from terakoya.train.schedule import Cosine, factor
 from terakoya.train.step import step
 from terakoya.tune.heads.head import Head, attach, vectors
 from terakoya.tune.heads.kinds import Classify
-from terakoya.tune.heads.work import Headed, Source, forward
+from terakoya.tune.heads.work import Headed, Item, Source, forward, measured
 
 PLANS: dict[str, Plan] = {
     "causal": Causal(), "prefix": Prefix(), "fim": Fim(), "mtp": Mtp(), "mlm": Mlm(), "mlm-words": Mlm(unit="script"),
@@ -333,8 +334,7 @@ def carrier(name: str, model: Model) -> Model:
 
 def jnli(model: Model, g: Ground, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Teach a head three quarters of JNLI, then the model too (Kumar 2022, LP-FT), and score the rest after each."""
-    data = Source(source=args.jnli, holdout=0.25)
-    work = Headed(Classify(pool="pair"), data, Rows(count=32, context=256), g.tokenizer, 0)
+    work = pairs(g, args)
     fitted(model, attach(model, work.card, args.seed), work)
     majority = {"majority": _majority(work)}
     found = {"probe": work.look(model, "cpu") | majority}
@@ -356,23 +356,54 @@ def fitted(model: Model, head: Head, work: Headed) -> None:
             hidden, ctx = forward(model, batch)
             seen.append(vectors(model, hidden, ctx, work.kind.pool))
             answers.append(batch["answer"].long())
-    x, y = torch.cat(seen), torch.cat(answers)
+    w, bias = logistic(torch.cat(seen), torch.cat(answers), len(work.card.labels), RIDGE)
+    with torch.no_grad():
+        head.out.weight.copy_(w.T)
+        head.out.bias.copy_(bias)
+
+
+def logistic(x: torch.Tensor, y: torch.Tensor, classes: int, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit classes to numbers brought to one scale: x (N, F), y (N,) -> weights (F, C) and bias (C,) for x as it is."""
     mean, spread = x.mean(0), x.std(0) + 1e-6
     x = (x - mean) / spread
-    w = torch.zeros(x.shape[1], len(work.card.labels), requires_grad=True)
-    bias = torch.zeros(w.shape[1], requires_grad=True)
+    w, bias = torch.zeros(x.shape[1], classes, requires_grad=True), torch.zeros(classes, requires_grad=True)
     solver = torch.optim.LBFGS([w, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def lost() -> torch.Tensor:
         solver.zero_grad()
-        value = F.cross_entropy(x @ w + bias, y) + RIDGE * w.square().sum()
+        value = F.cross_entropy(x @ w + bias, y) + ridge * w.square().sum()
         value.backward()
         return value
 
     solver.step(lost)
-    with torch.no_grad():
-        head.out.weight.copy_((w / spread[:, None]).T)
-        head.out.bias.copy_(bias - (mean / spread) @ w)
+    w = (w / spread[:, None]).detach()
+    return w, bias.detach() - mean @ w
+
+
+def overlaps(g: Ground, args: argparse.Namespace) -> dict[str, float]:
+    """Classify JNLI by no network: lengths, and shares of characters and of their pairs that both sentences have."""
+    work = pairs(g, args)
+
+    def told_of(items: list[Item]) -> torch.Tensor:
+        return torch.tensor([_shared(*item.example.texts[:2]) for item in items])
+
+    labels = work.card.labels
+    y = torch.tensor([labels.index(str(item.example.answer)) for item in work.train])
+    w, bias = logistic(told_of(work.train), y, len(labels), 1e-3)
+    said = [labels[i] for i in (told_of(work.heldout) @ w + bias).argmax(-1).tolist()]
+    return measured(work.kind, said, [item.example for item in work.heldout]) | {"majority": _majority(work)}
+
+
+def _shared(a: str, b: str) -> list[float]:
+    found = [float(len(a)), float(len(b))]
+    for x, y in (({*a}, {*b}), ({*pairwise(a)}, {*pairwise(b)})):
+        found += [len(x & y) / max(len(x), 1), len(x & y) / max(len(y), 1), 2 * len(x & y) / max(len(x) + len(y), 1)]
+    return found
+
+
+def pairs(g: Ground, args: argparse.Namespace) -> Headed:
+    data = Source(source=args.jnli, holdout=0.25)
+    return Headed(Classify(pool="pair"), data, Rows(count=32, context=256), g.tokenizer, 0)
 
 
 def _majority(work: Headed) -> float:
@@ -382,6 +413,8 @@ def _majority(work: Headed) -> float:
 
 def one(name: str, g: Ground, args: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     """Do for one objective what has not been done."""
+    if name == "overlaps":
+        return row | {"probe": overlaps(g, args), "parameters": 0}
     if "parameters" not in row:
         if name == "untrained":
             model = initialise(build(stack(g.tokenizer.vocab_size, name)), args.seed, Init())
@@ -421,7 +454,7 @@ def main() -> None:
     path = out / "results.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows: dict[str, dict[str, Any]] = {row["objective"]: row for row in map(json.loads, lines)}  # the last one counts
-    for name in args.only or ["untrained", *PLANS, "entity"]:
+    for name in args.only or ["overlaps", "untrained", *PLANS, "entity"]:
         row = rows.get(name, {"objective": name, "vocab": g.tokenizer.vocab_size})
         if "parameters" in row and (args.no_jnli or "tuned" in row):
             continue
