@@ -86,10 +86,11 @@ from terakoya.tune.heads.head import Head, attach, vectors
 from terakoya.tune.heads.kinds import Classify
 from terakoya.tune.heads.work import Headed, Item, Source, forward, measured
 
+GAPS = Mlm(share=0.3, mask=1.0, random=0.0)  # twice as many as in ELECTRA's paper: more of what is to be found
 PLANS: dict[str, Plan] = {
     "causal": Causal(), "prefix": Prefix(), "fim": Fim(), "mtp": Mtp(), "mlm": Mlm(), "mlm-words": Mlm(unit="script"),
     "mlm-static": Mlm(copies=10), "nsp": Nsp(pool="segments"), "nsp-cls": Nsp(), "sop": Sop(), "rtd": Rtd(),
-    "rtd-tied": Rtd(tied=True, weight=5.0, mlm=Mlm(share=0.3, mask=1.0, random=0.0)), "permute": Permute(),
+    "rtd-gaps": Rtd(weight=20.0, mlm=GAPS), "rtd-tied": Rtd(tied=True, weight=5.0, mlm=GAPS), "permute": Permute(),
     "spans": Spans(), "t5": Spans(), "ul2": Ul2(), "bart": Bart(), "distil": Distil("mlm"),
     "contrast": Contrast(), "crops": Contrast(views="crops", dropout=0.0),
 }  # fmt: skip
