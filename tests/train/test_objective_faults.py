@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from terakoya.model import spec
 from terakoya.model.elmo import ElmoPlan
 from terakoya.model.spec_sparse import Fixed
 from terakoya.train import recipe
-from terakoya.train.objectives import Bart, Contrast, Mlm, Mtp, Permute, Plan, Prefix, Rtd, Spans
+from terakoya.train.objectives import Bart, Contrast, Distil, Mlm, Mtp, Permute, Plan, Prefix, Rtd, Spans
 from terakoya.train.objectives.rows import dice
 from terakoya.train.objectives.task import heedless
 from terakoya.train.objectives.words import by_script
@@ -110,6 +111,17 @@ def test_a_text_is_never_deleted_whole() -> None:
 def test_sizes_of_elmo(given: dict[str, object], place: str) -> None:
     with pytest.raises(TerakoyaError, match=place):
         ElmoPlan(**given)  # type: ignore[arg-type]
+
+
+def test_a_teacher_is_asked_for_before_the_text_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from terakoya.cli import train
+
+    read: list[object] = []
+    monkeypatch.setattr(train.prepare, "prepare_data", lambda *given: read.append(given))
+    asked = recipe.Recipe(model="bert/nano", objective=Distil(teacher=str(tmp_path / "none")))
+    with pytest.raises(TerakoyaError, match="none"):
+        train.start(tmp_path / "run", asked)
+    assert not read and not (tmp_path / "run").exists()
 
 
 def test_a_fault_is_placed_once() -> None:

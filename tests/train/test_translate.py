@@ -97,6 +97,8 @@ def test_the_verbs_and_the_picture(file: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("t.toml").write_text(config.dump(recipe(file, 3)), encoding="utf-8")
     assert say("show", "t.toml").code == 0
+    said = say("train", "t.toml", "pairs.kind=bahdanau", "pairs.score=dot", "--run", "run")
+    assert (said.code, said.err.count("\n")) == (2, 1) and "pairs.score" in said.err
     said = say("train", "t.toml", "pairs.kind=bahdanau", "--run", "run")
     assert said.code == 0, said.err
     said = say("translate", "run", "a cat", "--map", "map.png", "--max-tokens", 5)
@@ -106,6 +108,8 @@ def test_the_verbs_and_the_picture(file: Path, tmp_path: Path, monkeypatch: pyte
         (["translate", "run", ""], "is empty"),
         (["translate", "run", "x", "--beam", 0], "--beam"),
         (["translate", "nowhere", "x"], "is no run"),
+        (["fill", "run", "[MASK]"], "terakoya translate"),
+        (["eval", "run"], "terakoya translate"),
         (["train", "t.toml", "file.path=none.jsonl", "--run", "new"], "none.jsonl"),
         (["train", "t.toml", "pairs.dim=0", "--run", "new"], "pairs.dim"),
         (["train", "t.toml", "file.read=de", "--run", "new"], "'de'"),

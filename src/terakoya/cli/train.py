@@ -47,8 +47,8 @@ def start(folder: Path, asked: Recipe) -> loop.Trainer:
     build(likely.model, device="meta")
     with kept_if_whole(folder):
         run = Run.create(folder, asked)
-        prepare.prepare_data(run, asked, screen.console.print)
         teacher = open_model(asked.objective.teacher) if isinstance(asked.objective, Distil) else None
+        prepare.prepare_data(run, asked, screen.console.print)
         trainer = loop.prepare(run, asked, teacher)
         trainer.loader.batch(trainer.start)  # a text shorter than a row is told here, not after the first words
         return trainer

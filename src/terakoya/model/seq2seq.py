@@ -8,7 +8,7 @@ other models train this one too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Literal
 
@@ -53,6 +53,12 @@ class Pair:
                 raise TerakoyaError(f"pairs.{name}", given=getattr(self, name), allowed="1 or more")
         if not 0 <= self.dropout < 1:
             raise TerakoyaError("pairs.dropout", given=self.dropout, allowed="0 or more, less than 1")
+        usual = {f.name: f.default for f in fields(self)}
+        for name in ("score", "where", "half", "feed"):
+            if self.kind != "luong" and (value := getattr(self, name)) != usual[name]:
+                raise TerakoyaError(f"pairs.{name}", f"is Luong's choice; {self.kind} has none", given=value)
+        if self.kind == "bahdanau" and self.depth not in (1, usual["depth"]):
+            raise TerakoyaError("pairs.depth", "bahdanau has one layer each way", given=self.depth)
 
 
 class Words(nn.Module):
