@@ -37,7 +37,10 @@ def test_two_layers_between_norms() -> None:
         seen = seen if last else seen.clamp(min=0)
     torch.testing.assert_close(deep(rows), seen)
     for norm, batch in zip(deep.norms, means, strict=True):
-        torch.testing.assert_close(norm.running_mean, 0.1 * batch)  # a tenth of what was seen, from zero
+        torch.testing.assert_close(norm.running_mean, batch)  # nothing is left of the zero it began with,
+    noise.begin(0, 1)
+    deep(rows + 1)
+    torch.testing.assert_close(deep.norms[0].running_mean, means[0] + 0.5)  # then it is the mean of both
     noise.end()
     torch.testing.assert_close(deep(rows)[:2], deep(rows[:2]))  # a row does not depend on those beside it
 

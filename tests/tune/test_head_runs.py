@@ -9,6 +9,7 @@ import pytest
 
 from terakoya import understand
 from terakoya.config import kind
+from terakoya.errors import TerakoyaError
 from terakoya.models import open_model
 from terakoya.train.run import Run, read_lines
 from terakoya.tune.heads.kinds import Embed, Translate
@@ -79,3 +80,9 @@ def test_a_probe_moves_the_head_alone(base, tmp_path: Path) -> None:
     after = understand.open(str(tmp_path / "run")).model.state_dict()
     assert all((after[n] == t).all() for n, t in before.items())
     assert any((head[n] != t).any() for n, t in start.items())
+
+
+def test_where_no_layer_is_put_on_none_can_wake_the_others(base, tmp_path: Path) -> None:
+    recipe = asked(FOLDER / "head-embed.toml", base, tmp_path, "gradual=true")
+    with pytest.raises(TerakoyaError, match="gradual"):
+        begun(tmp_path / "run", recipe)

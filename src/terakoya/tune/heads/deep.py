@@ -20,7 +20,7 @@ class Deep(nn.Module):
         super().__init__()
         self.drop, self.noise = drop, noise
         wide, hidden, scores = sizes
-        self.norms = nn.ModuleList([nn.BatchNorm1d(wide), nn.BatchNorm1d(hidden)])
+        self.norms = nn.ModuleList([Norm(wide), Norm(hidden)])
         self.layers = nn.ModuleList([nn.Linear(wide, hidden), nn.Linear(hidden, scores)])
 
     @torch.no_grad()
@@ -36,3 +36,16 @@ class Deep(nn.Module):
             x = layer(self.noise.drop(norm.train(self.noise.on)(x), self.drop))
             x = x.relu() if i == 0 else x
         return x
+
+
+class Norm(nn.BatchNorm1d):
+    """Batch normalisation whose running mean and variance are of batches alone from the first one on.
+
+    PyTorch's begin at 0 and 1, of which after fifty steps more may be left than the states of an LSTM vary.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise: (N, D) -> (N, D)."""
+        assert self.num_batches_tracked is not None
+        self.momentum = max(0.1, 1 / (1 + int(self.num_batches_tracked)))
+        return super().forward(input)
