@@ -173,8 +173,7 @@ def embed(reading: Reading, texts: Sequence[str], *, batch: int = 32) -> Tensor:
 
     Of an encoder–decoder, by its encoder (Ni 2021, Sentence-T5).
     """
-    if isinstance(texts, str):
-        raise TerakoyaError("texts", "are a list of texts, not one text", given=texts[:40])
+    _listed(texts)
     if isinstance(reading.model, NGram):
         raise TerakoyaError("embed", "an n-gram model counts: it has no vectors", hint="terakoya vectors learns some")
     if reading.model.spec.encoder is not None:
@@ -221,6 +220,7 @@ class Label:
 def classify(reading: Reading, texts: Sequence[str | tuple[str, str]], *, batch: int = 32) -> list[list[Label]]:
     """Return all labels for each text or pair, likeliest first."""
     kind = _kind(reading, Classify)
+    _listed(texts)
     out: list[list[Label]] = []
     for some, found in _batches(reading, [Example("text", _both(t)) for t in texts], batch):
         hidden, ctx = forward(reading.model, found)
@@ -234,12 +234,16 @@ def classify(reading: Reading, texts: Sequence[str | tuple[str, str]], *, batch:
 def rate(reading: Reading, texts: Sequence[str | tuple[str, str]], *, batch: int = 32) -> list[float]:
     """Return the number that a Regress head gives each text or pair."""
     _kind(reading, Regress)
+    _listed(texts)
     return [x for x in _said(reading, [Example("text", _both(t)) for t in texts], batch) if isinstance(x, float)]
 
 
 def choose(reading: Reading, question: str, candidates: Sequence[str]) -> int:
     """Return the index of the candidate that a Choose head prefers."""
     _kind(reading, Choose)
+    _listed(candidates)
+    if not candidates:
+        raise TerakoyaError("candidates", "are none to choose from")
     (found,) = _said(reading, [Example("question", (question, *candidates))], 1)
     assert isinstance(found, int)
     return found
@@ -248,6 +252,8 @@ def choose(reading: Reading, question: str, candidates: Sequence[str]) -> int:
 def answer(reading: Reading, context: str, question: str) -> str:
     """Return the stretch of the context with which an Extract head answers."""
     _kind(reading, Extract)
+    if not context:
+        raise TerakoyaError("context", "is empty: no answer stands in it")
     (found,) = _said(reading, [Example("context", (context, question))], 1)
     return str(found)
 
@@ -288,7 +294,16 @@ def _kind(reading: Reading, wanted: type[K]) -> K:
 
 
 def _both(text: str | tuple[str, str]) -> tuple[str, ...]:
-    return (text,) if isinstance(text, str) else text
+    both = (text,) if isinstance(text, str) else text
+    if not isinstance(both, tuple | list) or not 1 <= len(both) <= 2 or not all(isinstance(t, str) for t in both):
+        raise TerakoyaError("texts", given=both, allowed="texts, or pairs of texts")
+    return tuple(both)
+
+
+def _listed(texts: Sequence[object]) -> None:
+    """Raise where one text stands for a list: its characters would be taken one by one."""
+    if isinstance(texts, str):
+        raise TerakoyaError("texts", "are a list of texts, not one text", given=texts[:40])
 
 
 def _device(model: Model) -> torch.device:
@@ -306,6 +321,10 @@ def translate(
 
     A target that does not end by itself stops after `max_tokens`.
     """
+    _listed(texts)
+    for name, value in (("max_tokens", max_tokens), ("width", width)):
+        if value < 1:
+            raise TerakoyaError(name, given=value, allowed="1 or more")
     if reading.model.spec.encoder is None:
         raise TerakoyaError("translate", "needs an encoder–decoder", given=reading.model.spec.sort)
     if width > 1:

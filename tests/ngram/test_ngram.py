@@ -206,6 +206,7 @@ def test_the_verbs_of_networks_serve_it(trained: Path, terakoya: Terakoya) -> No
     for words in (["ngram.order=99"], ["ngram.ordr=2"]):
         bad = terakoya("train", trained.parent / "ngram.toml", *words, "--run", "new")
         assert (bad.code, bad.err.count("\n")) == (2, 1)
+        assert "tokenizer" not in bad.out  # told before anything is read
         assert not Path("new").exists()
 
 

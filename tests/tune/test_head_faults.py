@@ -26,6 +26,7 @@ from terakoya.train.objectives.rows import Rich
 from terakoya.train.objectives.sight import guessed, ordered
 from terakoya.train.objectives.signs import MASK, Signs
 from terakoya.tune.heads.examples import examples
+from terakoya.tune.heads.head import Card, attach
 from terakoya.tune.heads.kinds import Choose, Classify, Embed, Extract, Kind, Regress, Tag
 from terakoya.tune.heads.rewrite import beam, sources_of
 from terakoya.tune.heads.work import card_of
@@ -124,6 +125,35 @@ def test_one_text_is_no_list_of_texts() -> None:
         understand.embed(reading(made(encoder())), "猫と犬")
 
 
+def headed(kind: Kind) -> understand.Reading:
+    model = made(encoder())
+    card = Card(kind, ("x", "y"))
+    attach(model, card, 0)
+    return understand.Reading(model, tokenizer(), card)
+
+
+def test_what_a_head_cannot_be_asked() -> None:
+    classify, choose, extract = headed(Classify()), headed(Choose()), headed(Extract())
+    translator = reading(made(both()))
+    for ask, said in (
+        (lambda: understand.classify(classify, "猫犬"), "a list of texts"),
+        (lambda: understand.classify(classify, [("a", "b", "c")]), "pairs of texts"),  # type: ignore[list-item]
+        (lambda: understand.classify(classify, [3]), "pairs of texts"),  # type: ignore[list-item]
+        (lambda: understand.rate(headed(Regress()), "猫犬"), "a list of texts"),
+        (lambda: understand.choose(choose, "何", []), "none to choose from"),
+        (lambda: understand.choose(choose, "何", "赤青"), "a list of texts"),
+        (lambda: understand.answer(extract, "", "何"), "context: is empty"),
+        (lambda: understand.translate(translator, "猫"), "a list of texts"),
+        (lambda: understand.translate(translator, ["猫"], width=0), "width"),
+        (lambda: understand.translate(translator, ["猫"], max_tokens=0), "max_tokens"),
+    ):
+        with pytest.raises(TerakoyaError, match=said):
+            ask()
+    assert understand.classify(classify, []) == []
+    assert understand.tag(headed(Tag()), "") == ()
+    assert understand.translate(translator, []) == []
+
+
 def test_what_is_too_long_is_not_told_of_recipes() -> None:
     with pytest.raises(TerakoyaError, match="shorten the text") as error:
         understand.embed(reading(made(encoder(context=16))), ["猫" * 20])
@@ -169,7 +199,8 @@ def xlnet() -> Model:
 def test_xlnet_guesses_as_it_has_learnt() -> None:
     """A gap is asked of by the model's own vector and seen by nobody: what its permutation objective asks."""
     model = xlnet()
-    assert model.embed.asks is not None
+    asks = model.embed.asks
+    assert asks is not None
     batch = Permute(share=0.3, span=1).task(tokenizer(), model.spec, 0).arrange(batch_of([TEXTS[:1]]), 0)
     assert isinstance(batch, Rich)
     query = batch["query"]
@@ -185,7 +216,7 @@ def test_xlnet_guesses_as_it_has_learnt() -> None:
                    cu=torch.tensor([0, len(one)], dtype=torch.int32))  # fmt: skip
     ctx = ordered(part, rank[one], query[one])
     where = torch.tensor([len(ids)])
-    ctx.share("vectors", lambda: (where, model.embed.asks[0].expand(1, -1)))
+    ctx.share("vectors", lambda: (where, asks[0].expand(1, -1)))
     with torch.no_grad():
         want = model(part.tokens, ctx)[-1]
         got = guessed(model, tokens, [len(ids)], gaps)[0]

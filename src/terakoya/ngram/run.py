@@ -13,8 +13,9 @@ import torch
 
 from terakoya import config
 from terakoya.data import Loader, Shards
+from terakoya.errors import TerakoyaError
 from terakoya.ngram import folder
-from terakoya.ngram.counts import count
+from terakoya.ngram.counts import MOST, count
 from terakoya.ngram.model import NGram, tensors
 from terakoya.ngram.smooth import Smoothing
 from terakoya.train.objective import context_of
@@ -31,6 +32,10 @@ class Counting:
 
     order: int = 5
     smoothing: Smoothing = "modified"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= MOST:
+            raise TerakoyaError("ngram.order", given=self.order, allowed=f"1 to {MOST}")
 
 
 @dataclass(frozen=True)
