@@ -15,8 +15,12 @@ import torch
 from terakoya.engine.embed import STEP, batches, embed, pool, shortened
 from terakoya.errors import TerakoyaError
 from terakoya.model.context import Packed
+from terakoya.ngram.counts import count
+from terakoya.ngram.model import NGram
 from terakoya.serve.settings import Limits
 from terakoya.serve.shelf import Shelf
+from terakoya.zoo.convert import Loaded
+from tests.engine.engine_fakes import byte_tokenizer
 from tests.serve.conftest import Running, listening, tiny_loaded
 
 TEXTS = ["寺子屋", "a school for children of the village", "👩‍👩‍👧 ﾊﾝｶｸ", "x"]
@@ -119,3 +123,16 @@ def test_what_cannot_be_done(running: Running, more: dict[str, Any], status: int
     assert reply.status_code == status, reply.text
     assert next(iter(more)) in reply.json()["error"]["message"] + (reply.json()["error"]["param"] or "")
     assert running.shelf.open["tiny"].users == 0
+
+
+def test_counts_continue_texts_and_have_no_vectors() -> None:
+    """An n-gram model's states are places in a tree: a mean of such numbers means nothing."""
+    tokenizer = byte_tokenizer()
+    ids = np.array(tokenizer.encode("寺子屋は学校である。" * 4))
+    counted = NGram(count(ids, np.array([0, len(ids)]), tokenizer.vocab_size, 3))
+    with listening(Shelf({"grams": lambda: Loaded(counted, tokenizer, "ngram")}, Limits())) as server:
+        reply = server.post("/v1/embeddings", {"model": "grams", "input": "学校"})
+        assert reply.status_code == 400
+        assert "has no vectors" in reply.text
+        done = server.post("/v1/completions", {"model": "grams", "prompt": "寺", "max_tokens": 5, "temperature": 0})
+        assert done.json()["choices"][0]["text"].startswith("子")
