@@ -67,6 +67,16 @@ def test_recipes_come_with_the_package(
     assert "did you mean 'head-jnli'" in wrong(capfd, "tune", "head-jnly")
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.toml")))
+def test_every_recipe_can_be_shown(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    shown = said(capfd, "show", name)
+    assert "seed = 0" in shown
+    tuned = name.startswith(("head-", "tune-"))
+    assert tuned == ("[data]" in shown)
+    if tuned:
+        assert "terakoya tune" in wrong(capfd, "train", name)
+
+
 def test_what_encoders_and_their_kin_cannot_do(bert: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "two or more" in wrong(capfd, "embed", bert, "猫", "--near")
     (tmp_path / "t.txt").write_text("いろは", encoding="utf-8")

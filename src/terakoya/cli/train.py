@@ -24,6 +24,7 @@ RECIPES = (Path("recipes"), Path(__file__).parents[1] / "recipes", Path(__file__
 
 # Recipes of another kind than a network's, by the key that only they have: the module here that knows them.
 OTHERS = {"ngram": "ngram", "pairs": "translate", "elmo": "elmo", "awd": "awd", "captions": "clip"}
+OTHERS |= dict.fromkeys(("head", "method", "stages"), "tuned")
 
 
 def train(args: argparse.Namespace) -> None:
