@@ -29,6 +29,7 @@ from terakoya.train.run import read_lines
 AUTHORS = ("岡本綺堂", "牧野信一", "夢野久作", "寺田寅彦", "戸坂潤")
 LENGTH = 200  # characters of a passage
 UNSEEN = 60  # passages of each author's other works
+AT_ONCE = ("gradual=false", "decay=1", "optim.lr=4e-3", "budget.epochs=8")
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -97,7 +98,7 @@ def main() -> None:
     text = f"corpus.source={work / 'text.jsonl'}"
     trained("train", "awd-ja-target", work / "target", text, f"start={work / 'general'}")
     sides = {
-        "random weights, all layers at once": ("random", ("gradual=false", "decay=1", "optim.lr=4e-3")),
+        "random weights, all layers at once": ("random", AT_ONCE),
         "the general text": ("general", ()),
         "and the target's": ("target", ()),
     }
