@@ -77,7 +77,9 @@ def _asked(loaded: Loaded, text: str, how: Sampling) -> Request:
     signs = Signs(tokenizer)
     start = loaded.config.get("decoder_start_token_id")
     start = start if isinstance(start, int) else signs.start
-    return Request((start,), how, source=(*tokenizer.encode(text), signs.end), stop_ids=frozenset({signs.end}))
+    before, after = signs.source
+    source = (*before, *tokenizer.encode(text), *after)
+    return Request((start,), how, source=source, stop_ids=frozenset({signs.end}))
 
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

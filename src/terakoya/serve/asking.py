@@ -217,4 +217,5 @@ def _rewriting(served: Served, asked: Request) -> Request:
     start = served.loaded.config.get("decoder_start_token_id")
     start = start if isinstance(start, int) else signs.start
     ends = asked.stop_ids if asked.ignore_end else asked.stop_ids | {signs.end}
-    return replace(asked, prompt=(start,), source=(*asked.prompt, signs.end), stop_ids=ends)
+    before, after = signs.source
+    return replace(asked, prompt=(start,), source=(*before, *asked.prompt, *after), stop_ids=ends)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from terakoya.errors import TerakoyaError, nearest
+from terakoya.tokenizer.around import around
 from terakoya.tokenizer.pieces import Spelling
 from terakoya.tokenizer.plain import inner, plain, vocabulary
 from terakoya.tokenizer.rust import Json, build, guarded, utf8
@@ -55,6 +56,7 @@ class Tokenizer:
         self.unk = _unknown(description, pieces)
         self.specials: Mapping[str, int] = MappingProxyType(_controls(description, pieces, self.unk, (bos, eos, pad)))
         self.template = _known(template)
+        self.around = around(name, description.get("post_processor"))  # ids before and after a text, as its file says
         self._description: Json | None = description  # until somebody asks for its text
         self._text = ""
         self._build(description, pieces)

@@ -44,6 +44,8 @@ class PairRecipe(KeptRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.rows < 1:
+            raise TerakoyaError("rows", given=self.rows, allowed="1 or more")
         if not 1 <= self.micro <= self.rows:
             raise TerakoyaError("micro", given=self.micro, allowed=f"1 to rows={self.rows}")
 

@@ -79,6 +79,11 @@ class Signs:
             raise TerakoyaError("tokenizer", "has no token to end a text with", allowed="an eos or bos")
         return (after or before)[0]
 
+    @cached_property
+    def source(self) -> tuple[list[int], list[int]]:
+        """What stands round what an encoder–decoder reads: what its file says (BART: <s>, </s>), or an end."""
+        return self.tokenizer.around if any(self.tokenizer.around) else ([], [self.end])
+
     def body(self, ids: np.ndarray) -> np.ndarray:
         """Return a piece without its control tokens."""
         return ids[~self.special[ids]]

@@ -23,22 +23,21 @@ LONGEST = 128  # tokens of a target that does not end by itself
 
 def pair_of(reader: Reader, source: np.ndarray, example: Example) -> Piece:
     """Lay out one pair for training; an error where a side does not fit."""
-    target = reader.encode(example.answers)[0]
+    before, after = reader.signs.source
+    source = np.concatenate([before, source, after]).astype(np.int64)
+    target = np.append(reader.encode(example.answers)[0], reader.signs.end)
     for side, ids in (("source", source), ("target", target)):
-        if len(ids) + 1 > reader.context:
+        if len(ids) > reader.context:
             hint = "raise rows.context, or leave such rows out with data.overlong = drop"
-            raise Overlong(
-                f"{example.place}: {side}", f"has {len(ids) + 1} tokens, more than {reader.context}", hint=hint
-            )
-    end = reader.signs.end
-    return paired(np.append(source, end), np.append(target, end), reader.signs.start, joined=False)
+            raise Overlong(f"{example.place}: {side}", f"has {len(ids)} tokens, more than {reader.context}", hint=hint)
+    return paired(source, target, reader.signs.start, joined=False)
 
 
 def sources_of(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Encode what the encoder is to read, each text and its end; an error where one does not fit."""
+    """Encode what the encoder is to read, each text and what stands round it; an error where one does not fit."""
     assert model.spec.encoder is not None
-    room, end = model.spec.encoder.context, Signs(tokenizer).end
-    sources = [[*ids, end] for ids in tokenizer.encode_batch(list(texts))]
+    room, (before, after) = model.spec.encoder.context, Signs(tokenizer).source
+    sources = [[*before, *ids, *after] for ids in tokenizer.encode_batch(list(texts))]
     for i, ids in enumerate(sources):
         if len(ids) > room:
             name = f"text {i}" if len(texts) > 1 else "text"
