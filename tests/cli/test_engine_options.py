@@ -112,3 +112,17 @@ def test_numbers_for_a_gpu_are_bfloat16_and_scales_stay(folder: Path, monkeypatc
     half = serve.opened(str(folder / "llama"), "cpu", "bf16").model
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert [b.dtype for b in half.buffers()] == [b.dtype for b in whole.buffers()]
+
+
+def test_a_model_without_a_template_talks_by_the_one_that_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(Loaded(tiny(), byte_tokenizer().with_template(None), "llama2"), tmp_path / "plain")
+    words = ["chat", str(tmp_path / "plain"), "--ask", "寺", "--max-tokens", "4", "--temperature", "0"]
+    for more, said in (([], "--template NAME"), (["--template", "chatmI"], "chatml")):
+        with pytest.raises(SystemExit) as end:
+            main([*words, *more])
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    main([*words, "--template", "vicuna", "--system", ""])
+    assert "4 tokens" in "".join(capsys.readouterr())

@@ -85,6 +85,9 @@ def _chat(p: argparse.ArgumentParser) -> None:
     _rope(p)
     _draft(p)
     p.add_argument("--system", metavar="TEXT", help="a system message")
+    p.add_argument(
+        "--template", metavar="NAME", help="how turns are written: chatml, llama3, … (else as the model says)"
+    )
     p.add_argument("--ask", action="append", default=[], metavar="TEXT", help="ask this and exit; may be repeated")
     _pictures(p)
     _sampling(p)

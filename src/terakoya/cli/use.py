@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,21 @@ def tokenizer_of(loaded: Loaded) -> Tokenizer:
     return loaded.tokenizer
 
 
+def spoken(args: argparse.Namespace) -> Loaded:
+    """Open the model that was named, its turns written as `--template` says."""
+    loaded = opened(args)
+    if args.template is None:
+        return loaded
+    return replace(loaded, tokenizer=tokenizer_of(loaded).with_template(args.template))
+
+
 def chat(args: argparse.Namespace) -> None:
     """Talk in the terminal, or ask given questions and exit."""
     how = sampling(args)
     if args.draft is not None:
         _aided(args, how)
         return
-    model, tokenizer = ready(args)
+    model, tokenizer = ready(args, spoken(args))
     if args.image:
         from terakoya.cli import see
 
@@ -137,7 +146,7 @@ def _aided(args: argparse.Namespace, how: Sampling) -> None:
 
     if args.image:
         raise TerakoyaError("--draft", "cannot guess about pictures", given=args.draft)
-    with engine_of(args, opened(args), max_running=1) as engine:
+    with engine_of(args, spoken(args), max_running=1) as engine:
         sys.stderr.write(engine.describe() + "\n")
         talk(Aided(engine, system=args.system), how, args.ask)
 

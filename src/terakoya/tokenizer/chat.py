@@ -90,7 +90,10 @@ def chosen(tokenizer: Tokenizer, template: str | Template | None) -> Template:
     if name is None:
         has = "one that we do not know" if tokenizer.jinja else "none"
         raise TerakoyaError(
-            "chat template", f"is needed, and {tokenizer.name} has {has}", allowed=list(TEMPLATES), hint="name one"
+            "chat template",
+            f"is needed, and {tokenizer.name} has {has}",
+            allowed=list(TEMPLATES),
+            hint="name one: terakoya chat --template NAME",
         )
     if name not in TEMPLATES:
         raise TerakoyaError(
