@@ -148,6 +148,7 @@ def test_the_third_stage_wakes_the_layers_from_the_top(home: Path, capsys: pytes
         (["schedule.kind=slanted", "schedule.cut=1"], "schedule.cut"),
         (["awd.hidden=13"], "awd.hidden"),
         (["tokenizer.size=400"], "leave this table out"),
+        (["init.std=0.2"], "init"),
         (["start=HOME/no"], "no such file"),
         (["start=HOME/ngram"], "is no AWD-LSTM"),
     ],
@@ -172,6 +173,7 @@ def test_what_is_wrong_is_told_in_a_line(
         (["rows.count=1"], "batch normalisation"),
         (["optim.kind=muon"], "rates by layer"),
         (["head.hidden=-1"], "head.hidden"),
+        (["head.hidden=0", "head.drop=0.1"], "a layer between"),
     ],
 )
 def test_a_classifier_that_cannot_be_is_told(

@@ -96,7 +96,10 @@ class Handle:
         if self._drive is None:
             with self._changed:
                 self._patient = True  # to be woken for each token would take a core from the next step
-                self._changed.wait_for(lambda: not self.open)
+                try:
+                    self._changed.wait_for(lambda: not self.open)
+                finally:
+                    self._patient = False
         done = [Completion(i) for i in range(self.request.n)]
         for delta in self:
             done[delta.index].add(delta)

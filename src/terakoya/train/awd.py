@@ -161,6 +161,8 @@ def based(recipe: AwdRecipe, start: Loaded | None) -> tuple[AwdLstm, Tokenizer]:
         raise TerakoyaError("start", "is no AWD-LSTM", given=recipe.start, hint="train recipes/awd-ja-nano.toml first")
     if recipe.tokenizer != Vocabulary():
         raise TerakoyaError("tokenizer", "is that of `start`; leave this table out")
+    if recipe.init != AwdRecipe().init:
+        raise TerakoyaError("init", "is for a model from nothing; leave this table out where there is a `start`")
     sizes = replace(start.model.plan, drops=recipe.awd.drops)
     if other := config.diff(sizes, recipe.awd, "awd"):
         name, (its, given) = next(iter(other.items()))

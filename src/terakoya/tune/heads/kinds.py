@@ -21,7 +21,7 @@ class Classify:
 
     pool: Pool = "mean"
     hidden: int = 0  # width of a layer between, with batch normalisation; 0: none
-    drop: float = 0.1  # dropped before each of both layers, where there is one between
+    drop: float = 0.0  # share that is dropped before each of both layers
 
     def __post_init__(self) -> None:
         if self.hidden < 0:

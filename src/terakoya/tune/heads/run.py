@@ -127,6 +127,8 @@ def prepare(run: Run, recipe: Fit, loaded: Loaded) -> Fitter:
     if (recipe.probe or recipe.gradual) and head.out is None:
         problem = "an embedding has no layer of its own that could learn"
         raise TerakoyaError("probe" if recipe.probe else "gradual", problem)
+    if getattr(recipe.head, "drop", 0.0) and not isinstance(head.out, Deep):
+        raise TerakoyaError("head.drop", "goes with a layer between", hint="head.hidden=50 adds one")
     if isinstance(head.out, Deep) and recipe.rows.count < 2 * recipe.rows.micro:
         given, allowed = recipe.rows.count, f"{2 * recipe.rows.micro} or more: batch normalisation compares examples"
         raise TerakoyaError("rows.count", given=given, allowed=allowed)
